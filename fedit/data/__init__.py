@@ -1,0 +1,1 @@
+"""Data: rows in, token ids and loss masks out; who holds which row."""

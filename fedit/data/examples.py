@@ -1,0 +1,76 @@
+"""What a row becomes: a conversation that ends with the answer to learn."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``role`` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation whose assistant turns are learnt.
+
+    context:  text that belongs to the one user turn (Alpaca's input, Dolly's context); "" for chats.
+    category: label used by partitions and by per-category results; never part of a prompt.
+    owner:    value of the field that ``partition_by`` names.
+    check:    how an answer is verified (see `fedit.evaluation.grading`); None: only by its loss.
+    keys:     entities and phrasings the row uses; rows of different splits may share none.
+    where:    "file:line" for messages to the user.
+    """
+
+    messages: tuple[Message, ...]
+    context: str = ""
+    category: str | None = None
+    owner: str | None = None
+    check: str | None = None
+    keys: tuple[str, ...] = ()
+    where: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A data set as loaded. Splits that the source itself defines come filled; others are empty."""
+
+    name: str
+    examples: tuple[Example, ...]
+    validation: tuple[Example, ...] = ()
+    held_out: tuple[Example, ...] = ()
+
+    def all(self) -> tuple[Example, ...]:
+        """Every row: training, validation, held-out."""
+        return self.examples + self.validation + self.held_out
+
+
+def row_id(example: Example) -> str:
+    """Return 16 hex digits that depend on the conversation and its context alone."""
+    return _digest([example.context, *((m.role, m.content) for m in example.messages)])
+
+
+def prompt_id(example: Example) -> str:
+    """Return 16 hex digits of the conversation without its last answer."""
+    return _digest([example.context, *((m.role, m.content) for m in example.messages[:-1])])
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return the SHA-256 of the rows' ids, categories and owners, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{row_id(example)}\x1f{example.category}\x1f{example.owner}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

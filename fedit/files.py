@@ -1,0 +1,128 @@
+"""Files that are either whole or absent: atomic writes, folders that appear at once, the user cache."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedit.errors import RunFolderError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds the old or the new content, never a part.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {reason(error)}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Mapping[str, object] | list[object]) -> None:
+    """Write JSON with sorted keys atomically; see `write_bytes`."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` in one step when the block ends well.
+
+    An older folder of that name is replaced; a crash leaves either the old or the new one.
+
+    Raises:
+        RunFolderError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
+            _sync_folder(temporary)
+            _swap(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {reason(error)}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files and folders that a killed process left in ``folder``."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Return the operating system's words for an error, with what to do about the common ones."""
+    hints = {"ENOSPC": "free some space or choose another --out", "EACCES": "choose a folder you may write to"}
+    name = _errno_name(error)
+    text = error.strerror or str(error)
+    return f"{text}; {hints[name]}" if name in hints else text
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder for fedit: ``FEDIT_CACHE``, or the platform's own place."""
+    if chosen := os.environ.get("FEDIT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "fedit" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "fedit"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedit"
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    # A folder cannot replace a folder in one call: move the old one aside first.
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old.tmp")
+    os.rename(path, old)
+    os.rename(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "posix":
+        return  # other systems cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _errno_name(error: OSError) -> str:
+    import errno
+
+    return errno.errorcode.get(error.errno or 0, "")
