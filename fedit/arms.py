@@ -1,0 +1,59 @@
+"""The arms of a comparison: the federation, clients on their own, everything in one place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fedit import cohort
+from fedit.events import Event
+from fedit.federation import Arm
+from fedit.prepare import Job
+from fedit.strategies.base import Strategy
+from fedit.types import ClientInfo, LocalTraining
+
+FEDERATED = "federated"
+
+
+def federated(job: Job) -> Arm:
+    """Return the federation that the job describes."""
+
+    def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
+        return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
+
+    members = {client: [client] for client in job.clients}
+    return Arm(FEDERATED, job.config.num_rounds, members, job.strategy, choose, lambda round: job.training())
+
+
+def baselines(job: Job, federated_events: Sequence[Event]) -> list[Arm]:
+    """Return the arms that ``compare`` asks for, at budgets taken from the federation's own events.
+
+    Every baseline is one client that trains without interruption: its optimizer is kept.
+    - local:<client> takes the steps that the client would have taken had it been in every cohort.
+    - local_total:<client> and centralised take, round by round, the tokens that the whole cohort took.
+    """
+    tokens = {
+        int(str(event["round"])): int(str(event["tokens"]))
+        for event in federated_events
+        if event["event"] == "round"
+    }
+    own = replace(job.training(), keep_optimizer=True)
+    shared = budget(own, tokens)
+    rounds = max(tokens)
+    arms: list[Arm] = []
+    if "local" in job.config.compare:
+        for client in list(job.clients)[: job.config.compare_clients]:
+            arms.append(_single(f"local:{client}", client, [client], rounds, lambda round: own))
+            arms.append(_single(f"local_total:{client}", client, [client], rounds, shared))
+    if "centralised" in job.config.compare:
+        arms.append(_single("centralised", "everyone", list(job.clients), rounds, shared))
+    return arms
+
+
+def budget(training: LocalTraining, tokens: dict[int, int]) -> Callable[[int], LocalTraining]:
+    """Return local training whose round ends when it has seen the tokens given for that round."""
+    return lambda round: replace(training, steps=None, epochs=None, tokens=max(tokens[round], 1))
+
+
+def _single(
+    name: str, client: str, members: list[str], rounds: int, training: Callable[[int], LocalTraining]
+) -> Arm:
+    return Arm(name, rounds, {client: members}, Strategy(), lambda clients, round: [client], training)

@@ -1,0 +1,245 @@
+"""Settings of a job: one typed model behind job files, flags, help, docs and checks."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+SECTIONS = ("model", "data", "federation", "training", "evaluation", "run")
+"""Sections group help and docs; in a job file a setting may stand in its section or at the top."""
+
+
+def _in(section: str) -> JsonDict:
+    return {"section": section}
+
+
+class Columns(BaseModel):
+    """Names of the columns that hold each part of a row, where they differ from the schema's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    instruction: str | None = None
+    """Column of the instruction."""
+    context: str | None = None
+    """Column of the context or input."""
+    response: str | None = None
+    """Column of the answer."""
+    category: str | None = None
+    """Column of the category."""
+
+    def given(self) -> dict[str, str]:
+        """Return the overrides that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RunConfig(BaseModel):
+    """All settings of a job, flat, with the names that people who fine-tune and federate already use."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, strict=False
+    )
+
+    # --- model ---
+    model: str = Field("smollm2-135m-instruct", json_schema_extra=_in("model"))
+    """Base model: a hub id, a folder, a .gguf file, or the embedded smollm2-135m-instruct."""
+    device: str = Field("auto", json_schema_extra=_in("model"))
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "bf16", "fp32", "fp64"] = Field("auto", json_schema_extra=_in("model"))
+    """Precision of the frozen base; auto takes bf16 where the hardware multiplies in it. Adapters stay fp32."""
+    load_in_8bit: bool = Field(False, json_schema_extra=_in("model"))
+    """Quantise the base to 8 bits (bitsandbytes)."""
+    load_in_4bit: bool = Field(False, json_schema_extra=_in("model"))
+    """Quantise the base to 4 bits, NF4 (bitsandbytes)."""
+    lora_r: PositiveInt = Field(16, json_schema_extra=_in("model"))
+    """LoRA rank."""
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(32, json_schema_extra=_in("model"))
+    """LoRA scale: updates are multiplied by alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, json_schema_extra=_in("model"))
+    """Dropout before the LoRA factors; the base's own dropout is off."""
+    lora_target_modules: str | list[str] = Field("auto", json_schema_extra=_in("model"))
+    """Layers that carry the adapter: auto, attention, all-linear, or layer names."""
+    use_rslora: bool = Field(False, json_schema_extra=_in("model"))
+    """Scale by alpha / sqrt(r) instead (rsLoRA, arXiv:2312.03732)."""
+    gradient_checkpointing: bool = Field(False, json_schema_extra=_in("model"))
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    # --- data ---
+    dataset: str = Field("skills", json_schema_extra=_in("data"))
+    """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills."""
+    dataset_split: str = Field("train", json_schema_extra=_in("data"))
+    """Split of a hub data set."""
+    data_format: str = Field("auto", json_schema_extra=_in("data"))
+    """Schema of the rows: auto, alpaca, dolly, messages, sharegpt, prompt_completion."""
+    columns: Columns = Field(Columns(), json_schema_extra=_in("data"))
+    """Column names that differ from the schema's: columns.instruction, .context, .response, .category."""
+    prompt_template: str = Field("auto", json_schema_extra=_in("data"))
+    """auto (the model's chat template if it has one), chat, alpaca, alpaca_short, vicuna, or a file."""
+    max_length: Annotated[int, Field(ge=8)] = Field(512, json_schema_extra=_in("data"))
+    """Longest row in tokens; the prompt is cut before the answer is."""
+    train_on_inputs: bool = Field(False, json_schema_extra=_in("data"))
+    """Learn the prompts too, not only the answers."""
+    max_examples: PositiveInt | None = Field(None, json_schema_extra=_in("data"))
+    """Use a seeded sample of this many rows; per category for skills."""
+    held_out: int | float | None = Field(None, json_schema_extra=_in("data"))
+    """Rows kept for testing: a whole number per category, or a fraction. Default: 10 per category; a tenth, at most
+    200 rows, without categories; a tenth of each client for partitioner natural."""
+    validation: int | float = Field(0, json_schema_extra=_in("data"))
+    """Rows kept for early stopping, counted like held_out."""
+
+    # --- federation ---
+    num_clients: PositiveInt | None = Field(None, json_schema_extra=_in("federation"))
+    """Clients in all. Default: 10; for natural and manifest as many as the data names."""
+    clients_per_round: int | float = Field(1.0, json_schema_extra=_in("federation"))
+    """Cohort of a round: a whole number of clients, or a fraction of them (1.0 is all, 1 is one)."""
+    num_rounds: PositiveInt = Field(10, json_schema_extra=_in("federation"))
+    """Rounds of broadcast, local training and aggregation."""
+    partitioner: str = Field("iid", json_schema_extra=_in("federation"))
+    """Who holds which row; see fedit list partitions."""
+    partition_by: str | None = Field(None, json_schema_extra=_in("federation"))
+    """Field whose value is the client, for partitioner natural."""
+    partition_file: str | None = Field(None, json_schema_extra=_in("federation"))
+    """Manifest to reproduce, for partitioner manifest."""
+    alpha: Annotated[float, Field(gt=0)] | None = Field(None, json_schema_extra=_in("federation"))
+    """Dirichlet concentration for dirichlet, shepherd_dirichlet, quantity, cluster; smaller means more skew."""
+    labels_per_client: PositiveInt | None = Field(None, json_schema_extra=_in("federation"))
+    """Categories of a client, for label_count."""
+    shards_per_client: PositiveInt | None = Field(None, json_schema_extra=_in("federation"))
+    """Shards of a client, for shepherd_shards."""
+    min_examples: PositiveInt | None = Field(None, json_schema_extra=_in("federation"))
+    """Fewest rows of a client, for the schemes that draw sizes."""
+    num_clusters: PositiveInt | None = Field(None, json_schema_extra=_in("federation"))
+    """Clusters of the base model's mean hidden states, for partitioner cluster."""
+    strategy: str = Field("fedit", json_schema_extra=_in("federation"))
+    """Algorithm; see fedit list strategies, or "file.py:Class"."""
+    strategy_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
+    """Hyper-parameters of the strategy, by name."""
+    weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
+    """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
+    min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
+    """Fewest updates that a round needs; with fewer the adapter stays as it is."""
+
+    # --- training ---
+    local_epochs: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
+    """Passes over the client's rows a round. Default 1 if neither steps nor tokens are set."""
+    local_steps: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
+    """Optimizer steps a round; a client goes on in its data where it stopped."""
+    local_tokens: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
+    """Tokens a round, prompts counted."""
+    batch_size: PositiveInt = Field(16, json_schema_extra=_in("training"))
+    """Examples of an optimizer step."""
+    micro_batch_size: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
+    """Examples of a forward pass. Default: what fits a token budget, halved when memory runs out."""
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", json_schema_extra=_in("training"))
+    """Client optimizer."""
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-4, json_schema_extra=_in("training"))
+    """Client learning rate."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", json_schema_extra=_in("training"))
+    """How the learning rate falls, over the whole run and not anew in each round."""
+    warmup_ratio: Share = Field(0.0, json_schema_extra=_in("training"))
+    """Share of the run over which the learning rate rises."""
+    min_lr_ratio: Share = Field(0.0, json_schema_extra=_in("training"))
+    """Where a falling schedule ends, as a share of learning_rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, json_schema_extra=_in("training"))
+    """Weight decay of the adapter (decoupled in AdamW)."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, json_schema_extra=_in("training"))
+    """AdamW's first-moment decay."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, json_schema_extra=_in("training"))
+    """AdamW's second-moment decay; 0.95 suits rounds of few steps."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, json_schema_extra=_in("training"))
+    """Momentum of SGD."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, json_schema_extra=_in("training"))
+    """Global norm that gradients are clipped to; 0 does not clip."""
+    client_optimizer: Literal["reset", "keep"] = Field("reset", json_schema_extra=_in("training"))
+    """Whether a client's optimizer state is kept from one of its rounds to the next."""
+
+    # --- evaluation ---
+    eval_every: PositiveInt = Field(1, json_schema_extra=_in("evaluation"))
+    """Rounds between held-out evaluations; the last round is always evaluated."""
+    eval_max_examples: PositiveInt = Field(256, json_schema_extra=_in("evaluation"))
+    """Most held-out rows that losses are measured on: one seeded sample for the whole run."""
+    exact_match: bool = Field(False, json_schema_extra=_in("evaluation"))
+    """Also generate answers to the held-out rows at the start and the end and grade them."""
+    max_new_tokens: PositiveInt = Field(64, json_schema_extra=_in("evaluation"))
+    """Longest generated answer."""
+    early_stopping: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("evaluation"))
+    """Stop after this many evaluations without a better validation loss and keep the best; 0: never."""
+    compare: list[Literal["local", "centralised"]] = Field([], json_schema_extra=_in("evaluation"))
+    """Baselines to train beside the federation on the same rows: local, centralised."""
+    compare_clients: PositiveInt = Field(3, json_schema_extra=_in("evaluation"))
+    """How many clients are trained alone for compare=local."""
+
+    # --- run ---
+    seed: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("run"))
+    """Root of every random draw."""
+    keep_rounds: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("run"))
+    """Server states to keep, newest first, and the best; 0 keeps all."""
+    num_threads: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
+    """CPU threads. Default: one a core. Results are bit for bit the same only with the same number."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [message for bad, message in self._problems() if bad]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[tuple[bool, str]]:
+        budgets = [n for n in ("local_epochs", "local_steps", "local_tokens") if getattr(self, n) is not None]
+        per_round = self.clients_per_round
+        return [
+            (len(budgets) > 1, f"set only one of {', '.join(budgets)}"),
+            (self.load_in_8bit and self.load_in_4bit, "set only one of load_in_8bit and load_in_4bit"),
+            (
+                per_round <= 0 or (isinstance(per_round, float) and per_round > 1),
+                f"clients_per_round is {per_round}; expected a whole number from 1 or a fraction up to 1.0",
+            ),
+            (
+                self.early_stopping > 0 and self.validation == 0 and self.dataset != "skills",
+                "early_stopping needs validation rows: set validation, for instance to 0.05",
+            ),
+            (
+                self.partitioner == "manifest" and self.partition_file is None,
+                "partitioner manifest needs partition_file",
+            ),
+            (
+                self.partition_by is not None and self.partitioner != "natural",
+                "partition_by is read by partitioner=natural only",
+            ),
+            *(self._bad_amount(name) for name in ("held_out", "validation")),
+        ]
+
+    def _bad_amount(self, name: str) -> tuple[bool, str]:
+        value = getattr(self, name)
+        bad = value is not None and (value < 0 or (isinstance(value, float) and value >= 1))
+        return bad, f"{name} is {value}; expected a whole number of rows or a fraction below 1"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a base weight: 4, 8, or 16 for not quantised."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 16
+
+    @property
+    def epochs(self) -> int | None:
+        """Local epochs, with the default applied."""
+        return (
+            1
+            if self.local_steps is None and self.local_tokens is None and self.local_epochs is None
+            else self.local_epochs
+        )
+
+    def partition_options(self) -> dict[str, int | float | str]:
+        """Return the settings that were given for a partition scheme, by the names schemes use."""
+        names: Mapping[str, str] = {
+            "alpha": "alpha",
+            "labels_per_client": "labels_per_client",
+            "shards_per_client": "shards_per_client",
+            "min_examples": "min_examples",
+            "num_clusters": "num_clusters",
+            "partition_file": "path",
+        }
+        return {theirs: getattr(self, ours) for ours, theirs in names.items() if getattr(self, ours) is not None}

@@ -1,0 +1,214 @@
+"""The row formats in use: which fields make a row's instruction, context, answer and category."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedit.data.examples import Example, Message
+from fedit.errors import DataError, UnknownName, did_you_mean
+
+Row = Mapping[str, object]
+
+COLUMNS = ("instruction", "context", "response", "category")
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """One row format.
+
+    columns:  which field holds which of `COLUMNS`; of a conversation, only the category.
+    turns:    for conversations, the fields that may hold the list of turns; () for single turns.
+    turn:     for conversations, the fields of a turn: its role and its text.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    turns: tuple[str, ...] = ()
+    turn: tuple[str, str] = ("", "")
+
+    @property
+    def shape(self) -> str:
+        """The fields a row needs, for messages to the user."""
+        if self.turns:
+            return f"{' or '.join(self.turns)}: a list of {{{self.turn[0]}, {self.turn[1]}}}"
+        return f"{self.columns['instruction']}, {self.columns['response']}"
+
+    def fits(self, row: Row) -> bool:
+        """Return whether ``row`` has the fields of this format."""
+        if not self.turns:
+            return self.columns["instruction"] in row and self.columns["response"] in row
+        turns = next((row[field] for field in self.turns if field in row), None)
+        return isinstance(turns, list) and all(
+            isinstance(turn, Mapping) and self.turn[0] in turn for turn in turns[:1]
+        )
+
+    def read(self, row: Row, where: str) -> Example:
+        """Return the example that ``row`` holds.
+
+        Raises:
+            DataError: a field is missing or has the wrong type.
+        """
+        if self.turns:
+            field = next((field for field in self.turns if field in row), self.turns[0])
+            messages = _conversation(_field(row, field, where), self.turn, where)
+            return Example(messages, category=_category(row, self.columns, where), where=where)
+        instruction = _text(row, self.columns["instruction"], where, optional=False)
+        context = _text(row, self.columns["context"], where) if "context" in self.columns else ""
+        answer = _answer(row, self.columns["response"], where)
+        return Example(
+            (Message("user", instruction), Message("assistant", answer)),
+            context=context,
+            category=_category(row, self.columns, where),
+            where=where,
+        )
+
+
+def _single(name: str, instruction: str, response: str, context: str | None) -> Schema:
+    columns = {"instruction": instruction, "response": response, "category": "category"}
+    return Schema(name, columns | ({"context": context} if context else {}))
+
+
+SCHEMAS: Mapping[str, Schema] = {
+    schema.name: schema
+    for schema in (
+        Schema("messages", {"category": "category"}, ("messages",), ("role", "content")),
+        Schema("sharegpt", {"category": "category"}, ("conversations", "conversation"), ("from", "value")),
+        _single("dolly", "instruction", "response", "context"),
+        _single("alpaca", "instruction", "output", "input"),
+        _single("prompt_completion", "prompt", "completion", None),
+    )
+}
+
+
+def choose_schema(row: Row, data_format: str, columns: Mapping[str, str], where: str) -> Schema:
+    """Return the format of ``row``: the one named, or the first whose fields it has.
+
+    Args:
+        row: the first row of a data set.
+        data_format: "auto" or a name of `SCHEMAS`.
+        columns: the user's own field names by entry of `COLUMNS`; they go before the format's.
+        where: place of the row, for messages.
+
+    Raises:
+        UnknownName: the format or a column is not known.
+        DataError: the row has not the fields that are needed.
+    """
+    for column in columns:
+        if column not in COLUMNS:
+            raise UnknownName("column", column, COLUMNS)
+    if data_format not in ("auto", *SCHEMAS):
+        raise UnknownName("data_format", data_format, ("auto", *SCHEMAS))
+    for column, field in columns.items():
+        if field not in row:
+            raise DataError(
+                f"{where}: no field '{field}', which columns.{column} names{did_you_mean(field, row)} "
+                f"Fields found: {_names(row)}."
+            )
+    candidates = SCHEMAS.values() if data_format == "auto" else [SCHEMAS[data_format]]
+    renamed = [schema for schema in (_rename(s, columns) for s in candidates) if schema is not None]
+    for schema in renamed:
+        if schema.fits(row):
+            return schema
+    raise DataError(_misfit(row, data_format, where))
+
+
+def _rename(schema: Schema, columns: Mapping[str, str]) -> Schema | None:
+    """Return ``schema`` with the user's field names; None where a conversation cannot take them."""
+    if schema.turns and set(columns) - {"category"}:
+        return None
+    return Schema(schema.name, {**schema.columns, **columns}, schema.turns, schema.turn)
+
+
+def _misfit(row: Row, data_format: str, where: str) -> str:
+    found = f"{where}: fields found: {_names(row)}"
+    advice = "name your own fields with columns.instruction=FIELD and columns.response=FIELD"
+    if data_format != "auto":
+        schema = SCHEMAS[data_format]
+        if schema.turns:
+            return f"{found}; data_format '{data_format}' needs {schema.shape} (and takes only columns.category)."
+        return f"{found}; data_format '{data_format}' needs {schema.shape}; {advice}."
+    shapes = "; ".join(f"{schema.name} ({schema.shape})" for schema in SCHEMAS.values())
+    return f"{found}; they fit none of the known formats: {shapes}. To read them, {advice}."
+
+
+def _field(row: Row, name: str, where: str) -> object:
+    if name not in row:
+        raise DataError(f"{where}: the field '{name}' is missing; fields found: {_names(row)}.")
+    return row[name]
+
+
+def _text(row: Row, name: str, where: str, *, optional: bool = True) -> str:
+    """Return a text field; an optional one may be absent or null."""
+    value = row.get(name) if optional else _field(row, name, where)
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{name}' is {_kind(value)}, expected text.")
+    return value
+
+
+def _answer(row: Row, name: str, where: str) -> str:
+    value = _field(row, name, where)
+    # An absent answer is kept as an empty one: the audit counts them and says where they are.
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{where}: '{name}' is {_kind(value)}, expected text or a number.")
+    return str(value)
+
+
+def _category(row: Row, columns: Mapping[str, str], where: str) -> str | None:
+    value = row.get(columns["category"])
+    if value is not None and not isinstance(value, str | int | float):
+        raise DataError(f"{where}: '{columns['category']}' is {_kind(value)}, expected a label.")
+    return None if value is None else str(value)
+
+
+def _conversation(turns: object, fields: tuple[str, str], where: str) -> tuple[Message, ...]:
+    """Return the turns up to the last answer: what follows it has nothing to learn from."""
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise DataError(f"{where}: the conversation is {_kind(turns)}, expected a list of turns.")
+    messages = [_turn(turn, number, fields, where) for number, turn in enumerate(turns, 1)]
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    if not messages:
+        raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn.")
+    return tuple(messages)
+
+
+def _turn(turn: object, number: int, fields: tuple[str, str], where: str) -> Message:
+    place = f"{where}, turn {number}"
+    if not isinstance(turn, Mapping):
+        raise DataError(f"{place}: found {_kind(turn)}, expected {{{fields[0]}, {fields[1]}}}.")
+    name = _text(turn, fields[0], place, optional=False)
+    role = _ROLES.get(name.lower())
+    if role is None:
+        raise DataError(f"{place}: role '{name}' is not known; expected one of {_names(_ROLES)}.")
+    if role == "system" and number > 1:
+        raise DataError(f"{place}: a system turn can only come first.")
+    text = (_answer if role == "assistant" else _text)(turn, fields[1], place)
+    return Message(role, text)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(str(name) for name in names) or "none"
+
+
+def _kind(value: object) -> str:
+    kinds: dict[type, str] = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,81 @@
+"""Held-out loss of the answers: overall and per category."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fedit.data.tokens import TokenRow
+from fedit.model.adapted import AdaptedModel
+from fedit.model.batch import collate, micro_batches
+from fedit.training import TOKENS_PER_PASS
+
+
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """Losses in nats per supervised token; ``example_loss`` averages per row first, so short answers count as much.
+
+    per_category: category -> its loss.
+    """
+
+    loss: float
+    example_loss: float
+    token_accuracy: float
+    tokens: int
+    examples: int
+    per_category: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), capped where it would overflow."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def held_out_loss(
+    model: AdaptedModel, rows: Sequence[TokenRow], categories: Sequence[str | None] | None = None
+) -> LossReport:
+    """Measure the loaded adapter on ``rows``; those without a supervised token do not count.
+
+    categories: one per row; None: no per-category losses.
+    """
+    sums = torch.zeros(len(rows), dtype=torch.float64)
+    counts = torch.zeros(len(rows), dtype=torch.int64)
+    correct = 0
+    passes = micro_batches(
+        rows, most_tokens=TOKENS_PER_PASS[model.device.type], most_rows=None, packed=model.packs
+    )
+    with torch.no_grad():
+        for members in passes:
+            batch = collate([rows[i] for i in members], packed=model.packs).to(model.device)
+            if len(batch.targets) == 0:
+                continue
+            scores, likeliest = model.target_scores(batch)
+            owners = torch.tensor(members)[batch.row_of_target.cpu()]
+            sums.index_add_(0, owners, -scores.double().cpu())
+            counts.index_add_(0, owners, torch.ones_like(owners))
+            correct += int(likeliest.sum())
+    total = int(counts.sum())
+    counted = counts > 0
+    per_row = sums[counted] / counts[counted]
+    return LossReport(
+        loss=float(sums.sum()) / max(total, 1),
+        example_loss=float(per_row.mean()) if len(per_row) else 0.0,
+        token_accuracy=correct / max(total, 1),
+        tokens=total,
+        examples=int(counted.sum()),
+        per_category=_by_category(sums, counts, categories),
+    )
+
+
+def _by_category(
+    sums: torch.Tensor, counts: torch.Tensor, categories: Sequence[str | None] | None
+) -> dict[str, float]:
+    totals: dict[str, tuple[float, int]] = {}
+    for total, count, category in zip(
+        sums.tolist(), counts.tolist(), categories or [None] * len(sums), strict=True
+    ):
+        if category is not None and count:
+            nll, tokens = totals.get(category, (0.0, 0))
+            totals[category] = (nll + total, tokens + count)
+    return {category: nll / tokens for category, (nll, tokens) in sorted(totals.items())}

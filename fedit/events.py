@@ -1,0 +1,88 @@
+"""The log of a run: one JSON object a line, each with ``event`` and ``round``; the truth that summaries are made of."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedit.errors import RunFolderError
+from fedit.files import reason, write_text
+
+Event = dict[str, object]
+Listener = Callable[[Event], None]
+
+SCHEMA = 1
+"""Version of the events' fields, written into the first one."""
+
+
+class EventLog:
+    """Appends events to ``events.jsonl`` and tells a listener; what is only of the moment is told, not written."""
+
+    def __init__(self, folder: Path, listener: Listener | None = None, **labels: object) -> None:
+        self._path = folder / "events.jsonl"
+        self._listener = listener
+        self._labels = labels
+
+    def write(self, event: str, round: int, **fields: object) -> None:
+        """Append one event.
+
+        Raises:
+            RunFolderError: the disk is full or the folder cannot be written.
+        """
+        record: Event = {"event": event, "round": round, "time": round_time(), **self._labels, **fields}
+        line = json.dumps(_plain(record), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self._path}: {reason(error)}") from error
+        self._tell(record)
+
+    def tell(self, event: str, round: int, **fields: object) -> None:
+        """Tell the listener what is only of the moment, such as the step a client is at."""
+        self._tell({"event": event, "round": round, **self._labels, **fields})
+
+    def read(self) -> list[Event]:
+        """Return all events; a last line that a killed process left unfinished is not one."""
+        if not self._path.is_file():
+            return []
+        events: list[Event] = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "event" in event and "round" in event:
+                events.append(event)
+        return events
+
+    def rewind(self, round: int) -> None:
+        """Forget what was written about rounds after ``round``: they are done again."""
+        kept = [event for event in self.read() if int(str(event["round"])) <= round]
+        lines = [json.dumps(event, sort_keys=True, ensure_ascii=False) for event in kept]
+        write_text(self._path, "".join(line + "\n" for line in lines))
+
+    def _tell(self, record: Event) -> None:
+        if self._listener is not None:
+            self._listener(record)
+
+
+def round_time() -> float:
+    """Return the time of day in seconds since 1970, to the millisecond."""
+    return math.floor(time.time() * 1000) / 1000
+
+
+def _plain(value: object) -> object:
+    """Return JSON's idea of ``value``: NaN and infinity become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,204 @@
+"""One arm of a run: a federation of some clients, from its last checkpoint to its end."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit import checkpoint
+from fedit.engines.inprocess import InProcess
+from fedit.events import Event, EventLog
+from fedit.prepare import Job
+from fedit.rounds import RoundRecord, run_rounds
+from fedit.scoring import score
+from fedit.store import ClientStore
+from fedit.strategies.base import Strategy
+from fedit.training import Progress
+from fedit.types import ClientInfo, ClientTask, LocalTraining, ServerState, Tensors
+from fedit.worker import Worker
+
+CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Who trains, how, and which of them a round takes.
+
+    clients: client id -> ids of the partition's clients whose rows it holds.
+    """
+
+    name: str
+    rounds: int
+    clients: Mapping[str, Sequence[str]]
+    strategy: Strategy
+    cohort: CohortRule
+    training: Callable[[int], LocalTraining]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What an arm ends with: the adapter to keep, the round it is from, and the log's events."""
+
+    adapter: Tensors
+    round: int
+    events: list[Event]
+
+
+def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
+    """Run the arm's rounds, from the newest checkpoint in ``folder`` on if there is one.
+
+    A round is committed by its checkpoint: what was written about later rounds is forgotten
+    and they are done again, so an interrupted run ends with the same bits.
+
+    Raises:
+        RoundError: several rounds in a row had too few usable updates.
+        RunFolderError: the folder cannot be written.
+    """
+    server = _start(job, arm, folder, log)
+    engine = InProcess(_worker(job, arm, folder), lambda task, progress: _tell_step(log, task, progress))
+    if not _should_stop(job, log.read()):
+        for server, record in run_rounds(
+            server,
+            engine,
+            arm.strategy,
+            rounds=arm.rounds,
+            cohort=arm.cohort,
+            training=arm.training,
+            seed=job.config.seed,
+            min_clients=job.config.min_clients,
+        ):
+            _log_round(log, record)
+            if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
+                _evaluate(job, server, log)
+            checkpoint.save(folder / "server", server)
+            events = log.read()
+            checkpoint.prune(folder / "server", job.config.keep_rounds, best_round(job, events))
+            if _should_stop(job, events):
+                log.write("stopped_early", server.round, patience=job.config.early_stopping)
+                break
+    events = log.read()
+    best = best_round(job, events)
+    if best is not None and best != server.round:
+        server = checkpoint.load(folder / "server", best)
+    return Trained(server.adapter, server.round, events)
+
+
+def best_round(job: Job, events: Sequence[Event]) -> int | None:
+    """Return the round with the lowest validation loss where early stopping is on."""
+    if job.config.early_stopping == 0:
+        return None
+    scores = _validation_losses(events)
+    return min(scores, key=lambda item: (item[1], item[0]))[0] if scores else None
+
+
+def totals(events: Sequence[Event]) -> dict[str, float]:
+    """Return rounds, tokens, bytes and seconds of an arm, added up over its events."""
+    rounds = [event for event in events if event["event"] == "round"]
+    timed = [event for event in events if "seconds" in event]
+    return {
+        "rounds": len(rounds),
+        "tokens": sum(_number(event["tokens"]) for event in rounds),
+        "bytes_up": sum(_number(event["bytes_up"]) for event in rounds),
+        "bytes_down": sum(_number(event["bytes_down"]) for event in rounds),
+        "seconds": round(sum(_number(event["seconds"]) for event in timed), 3),
+    }
+
+
+def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
+    done = checkpoint.rounds(folder / "server")
+    if done:
+        log.rewind(done[-1])
+        if done[-1] > 0:
+            log.write("resumed", done[-1])
+        return checkpoint.load(folder / "server", done[-1])
+    log.rewind(-1)
+    server = arm.strategy.init(job.model.initial(job.config.seed))
+    log.write(
+        "arm_started",
+        0,
+        clients=len(arm.clients),
+        rounds=arm.rounds,
+        strategy=job.config.strategy,
+        trainable_parameters=sum(tensor.numel() for tensor in server.adapter.values()),
+    )
+    _evaluate(job, server, log)
+    checkpoint.save(folder / "server", server)
+    return server
+
+
+def _worker(job: Job, arm: Arm, folder: Path) -> Worker:
+    data = {
+        client: [row for member in members for row in job.tokens(job.clients[member])]
+        for client, members in arm.clients.items()
+    }
+    return Worker(
+        job.model,
+        data,
+        arm.strategy,
+        seed=job.config.seed,
+        weighting=job.config.weighting,
+        store=ClientStore(folder / "clients"),
+    )
+
+
+def _evaluate(job: Job, server: ServerState, log: EventLog) -> None:
+    log.tell("evaluating", server.round)
+    started = time.perf_counter()
+    job.model.load(server.adapter)
+    fields = score(job)
+    log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
+
+
+def _log_round(log: EventLog, record: RoundRecord) -> None:
+    for client in record.clients:
+        log.write("client", record.round, **client)
+    for failure in record.failures:
+        log.write("client_failed", record.round, client=failure.client_id, reason=failure.reason)
+    log.write(
+        "round",
+        record.round,
+        cohort=record.cohort,
+        delivered=len(record.clients),
+        failed=len(record.failures),
+        aggregated=record.aggregated,
+        train_loss=record.loss,
+        tokens=record.tokens,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+        seconds=round(record.seconds, 3),
+        **record.diagnostics,
+    )
+
+
+def _tell_step(log: EventLog, task: ClientTask, progress: Progress) -> None:
+    log.tell(
+        "step",
+        task.round,
+        client=task.client_id,
+        step=progress.steps,
+        tokens=progress.tokens,
+        loss=progress.loss,
+    )
+
+
+def _should_stop(job: Job, events: Sequence[Event]) -> bool:
+    patience = job.config.early_stopping
+    scores = _validation_losses(events)
+    if patience == 0 or not scores:
+        return False
+    best = min(range(len(scores)), key=lambda i: (scores[i][1], i))
+    return len(scores) - 1 - best >= patience
+
+
+def _validation_losses(events: Sequence[Event]) -> list[tuple[int, float]]:
+    return [
+        (int(_number(event["round"])), _number(event["validation_loss"]))
+        for event in events
+        if event["event"] == "evaluation" and event.get("validation_loss") is not None
+    ]
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"expected a number in an event, found {value!r}")
+    return value

@@ -1,0 +1,130 @@
+"""Adapters on disk: PEFT folders that load without fedit, with a card that says what they are."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from fedit.errors import ModelError
+from fedit.files import new_folder
+from fedit.model.adapted import AdaptedModel, canonical_name
+from fedit.model.sources import DEFAULT_MODEL, ModelSource
+from fedit.types import Tensors
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+CARD = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [federated-learning, lora, peft, instruction-tuning]
+---
+
+# LoRA adapter, trained by federated instruction tuning
+
+Made by [fedit](https://pypi.org/project/fedit/). Load it with PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "path/to/this/folder")
+```
+
+| | |
+|---|---|
+| base model | {base} |
+{rows}
+
+The training text stayed with the clients; this folder holds LoRA factors only.
+
+## Settings
+
+```yaml
+{settings}```
+"""
+
+
+def save_adapter(
+    model: AdaptedModel,
+    adapter: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    facts: Mapping[str, str],
+    settings_yaml: str,
+) -> None:
+    """Write ``adapter`` as a PEFT folder, whole or not at all.
+
+    facts: rows of the card's table.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    base = public_name(model.base.source)
+    weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    # PEFT keeps targets in a set: sorted, so that equal adapters are equal files.
+    config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
+    with new_folder(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        (temporary / "README.md").write_text(
+            CARD.format(base=base, rows=rows, settings=settings_yaml), encoding="utf-8"
+        )
+
+
+def read_adapter_config(folder: Path) -> dict[str, object]:
+    """Return the content of ``adapter_config.json``.
+
+    Raises:
+        ModelError: the folder holds no PEFT adapter, or one that is not LoRA.
+    """
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} is no adapter: it lacks {CONFIG} or {WEIGHTS}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{path} does not describe a LoRA adapter.")
+    return config
+
+
+def read_adapter(folder: Path) -> Tensors:
+    """Return the factors in a PEFT folder under their canonical names, float32.
+
+    Raises:
+        ModelError: the file is damaged or holds something else than LoRA factors of linear layers.
+    """
+    try:
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    adapter: Tensors = {}
+    for name, tensor in weights.items():
+        module, factor = canonical_name(name)
+        adapter[f"{module}.{factor}"] = tensor if tensor.dtype.itemsize == 8 else tensor.float()
+    return adapter
+
+
+def peft_name(name: str) -> str:
+    """Return PEFT's name on disk of a canonical one.
+
+    >>> peft_name("model.layers.0.self_attn.q_proj.A")
+    'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
+    """
+    module, _, factor = name.rpartition(".")
+    return f"base_model.model.{module}.lora_{factor}.weight"
+
+
+def public_name(source: ModelSource) -> str:
+    """Return a base model's name that means the same elsewhere; a local path would tell about this machine."""
+    if source.name.lower() == DEFAULT_MODEL:
+        return "HuggingFaceTB/SmolLM2-135M-Instruct"
+    return source.name if source.origin == "hub" else Path(source.name).name

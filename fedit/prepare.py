@@ -1,0 +1,303 @@
+"""From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fedit import seeds
+from fedit.cohort import cohort_size
+from fedit.config import RunConfig
+from fedit.data.check import refuse_if_nothing_learnt
+from fedit.data.examples import Corpus, Example, row_id
+from fedit.data.manifest import Partition, build
+from fedit.data.partition import find_scheme
+from fedit.data.skills import load_skills
+from fedit.data.sources import load_rows
+from fedit.data.statistics import category_counts, measure
+from fedit.data.templates import Template, get_template
+from fedit.data.tokens import TokenRow, TokenTable, encode_prompt, stop_ids, tokenize
+from fedit.errors import ConfigError, DataError
+from fedit.files import cache_dir
+from fedit.model.adapted import AdaptedModel
+from fedit.model.batch import collate
+from fedit.model.loading import context_length, load_base, load_tokenizer
+from fedit.model.sources import ModelSource, resolve_model
+from fedit.strategies import build_strategy
+from fedit.strategies.base import Strategy
+from fedit.types import LocalTraining
+
+MOST_UNLABELLED_HELD_OUT = 200
+
+
+@dataclass
+class Job:
+    """All that a run needs. The model is loaded when it is first asked for, after all cheap checks."""
+
+    config: RunConfig
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    strategy: Strategy
+    corpus: Corpus
+    partition: Partition
+    table: TokenTable
+    num_threads: int
+
+    @cached_property
+    def model(self) -> AdaptedModel:
+        """The resident base with its adapter."""
+        return _adapt(self.config, self.source, self.tokenizer)
+
+    @cached_property
+    def clients(self) -> dict[str, tuple[Example, ...]]:
+        """Training rows of every client, by id, ids sorted."""
+        found = self.partition.client_examples(self.corpus)
+        return {client: found[client] for client in sorted(found)}
+
+    @cached_property
+    def category_counts(self) -> dict[str, dict[str, int]]:
+        """Client -> category -> rows."""
+        return category_counts(self.clients)
+
+    @cached_property
+    def statistics(self) -> dict[str, int | float | None]:
+        """What the partition looks like in numbers."""
+        lengths = {client: [len(row.ids) for row in self.tokens(rows)] for client, rows in self.clients.items()}
+        sizes = {client: len(rows) for client, rows in self.clients.items()}
+        return measure(sizes, self.category_counts, lengths).as_dict()
+
+    @cached_property
+    def held_out(self) -> list[Example]:
+        """The held-out rows that losses are measured on: all, or one seeded sample for the whole run."""
+        return _sample(self.corpus.held_out, self.config.eval_max_examples, self.config.seed)
+
+    @cached_property
+    def validation(self) -> list[Example]:
+        """The rows that early stopping looks at, sampled like the held-out ones."""
+        return _sample(self.corpus.validation, self.config.eval_max_examples, self.config.seed)
+
+    @cached_property
+    def cohort_size(self) -> int:
+        """Clients of a round."""
+        return cohort_size(self.config.clients_per_round, len(self.partition.clients))
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {row_id(example): index for index, example in enumerate(self.corpus.all())}
+
+    def tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
+        """Return the tokens of ``examples``."""
+        return [self.table.row(self._positions[row_id(example)]) for example in examples]
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the token ids of the prompts that ``examples`` answer."""
+        room = self.config.max_length
+        return [
+            encode_prompt(e.messages[:-1], e.context, self.tokenizer, self.template, max_length=room)
+            for e in examples
+        ]
+
+    def stops(self) -> set[int]:
+        """Return the tokens at which an answer ends."""
+        return stop_ids(self.tokenizer, self.template)
+
+    def training(self, **changes: object) -> LocalTraining:
+        """Return how clients train, with ``changes``."""
+        config = self.config
+        fields: dict[str, object] = {
+            "learning_rate": config.learning_rate,
+            "num_rounds": config.num_rounds,
+            "steps": config.local_steps,
+            "epochs": config.epochs,
+            "tokens": config.local_tokens,
+            "batch_size": config.batch_size,
+            "micro_batch_size": config.micro_batch_size,
+            "optimizer": config.optimizer,
+            "schedule": config.lr_schedule,
+            "warmup_ratio": config.warmup_ratio,
+            "min_lr_ratio": config.min_lr_ratio,
+            "weight_decay": config.weight_decay,
+            "adam_beta1": config.adam_beta1,
+            "adam_beta2": config.adam_beta2,
+            "momentum": config.momentum,
+            "max_grad_norm": config.max_grad_norm,
+            "keep_optimizer": config.client_optimizer == "keep",
+            **changes,
+        }
+        return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
+
+
+def prepare(config: RunConfig) -> Job:
+    """Load, clean, split, deal and tokenise the data; find the model; check what can be checked before training.
+
+    Raises:
+        UserError: settings, data or model cannot work together; the message says what to do.
+    """
+    num_threads = config.num_threads or torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    strategy = build_strategy(config.strategy, config.strategy_options)
+    corpus, empty = _without_empty_answers(load_corpus(config))
+    source = resolve_model(config.model)
+    tokenizer = load_tokenizer(source)
+    template = get_template(config.prompt_template, tokenizer)
+    clusters = _clusters(config, source, tokenizer, template, corpus)
+    partition, corpus = build(
+        corpus,
+        config.partitioner,
+        num_clients=_num_clients(config),
+        seed=config.seed,
+        options=_scheme_options(config),
+        held_out=held_out_amount(config, corpus),
+        validation=config.validation,
+        clusters=clusters,
+    )
+    partition = replace(partition, removed={**partition.removed, "empty_answer": empty})
+    table = tokenize(
+        corpus.all(),
+        tokenizer,
+        template,
+        max_length=config.max_length,
+        train_on_inputs=config.train_on_inputs,
+        cache_dir=cache_dir() / "tokens",
+    )
+    job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
+    strategy.check(job.training())
+    _ = job.cohort_size
+    refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
+    _check_context(config, source)
+    return job
+
+
+def load_corpus(config: RunConfig) -> Corpus:
+    """Return the rows that ``dataset`` names, before cleaning and splitting.
+
+    Raises:
+        DataError: they cannot be had.
+    """
+    if config.dataset == "skills":
+        amounts: dict[str, int] = {}
+        for name, value in (
+            ("per_category", config.max_examples),
+            ("held_out_per_category", config.held_out),
+            ("validation_per_category", config.validation or None),
+        ):
+            if isinstance(value, float):
+                setting = name.removesuffix("_per_category")
+                raise ConfigError(
+                    f"{setting} is {value}; the skills data takes a whole number of rows a category."
+                )
+            if value is not None:
+                amounts[name] = value
+        return load_skills(seed=config.seed, **amounts)
+    return load_rows(
+        config.dataset,
+        columns=config.columns.given(),
+        data_format=config.data_format,
+        split=config.dataset_split,
+        partition_by=config.partition_by,
+        max_examples=config.max_examples,
+        seed=config.seed,
+    )
+
+
+def _without_empty_answers(corpus: Corpus) -> tuple[Corpus, int]:
+    """Return the rows that have an answer to learn, and how many training rows had none.
+
+    Raises:
+        DataError: none has one.
+    """
+    kept = tuple(example for example in corpus.examples if example.answer.strip())
+    if not kept:
+        raise DataError(
+            f"data set '{corpus.name}' has nothing to learn: all {len(corpus.examples)} training rows have an empty "
+            "answer. Name the column that holds the answers with columns.response=NAME."
+        )
+    return replace(corpus, examples=kept), len(corpus.examples) - len(kept)
+
+
+def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:
+    """Return the held-out setting with its default applied to this data."""
+    if config.held_out is not None:
+        return config.held_out
+    if find_scheme(config.partitioner).needs == "owner":
+        return 0.1
+    if corpus.examples and all(example.category is not None for example in corpus.examples):
+        return 10
+    return min(0.1, MOST_UNLABELLED_HELD_OUT / max(len(corpus.examples), 1))
+
+
+def _num_clients(config: RunConfig) -> int | None:
+    named_by_data = find_scheme(config.partitioner).needs in ("owner", "manifest")
+    return config.num_clients if config.num_clients is not None or named_by_data else 10
+
+
+def _scheme_options(config: RunConfig) -> dict[str, int | float | str]:
+    """Return the partition's options; the number of clusters is read here, by what makes the labels."""
+    options = config.partition_options()
+    if find_scheme(config.partitioner).needs == "clusters":
+        options.pop("num_clusters", None)
+    return options
+
+
+def _clusters(
+    config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase, template: Template, corpus: Corpus
+) -> np.ndarray | None:
+    """Return a cluster label a row, from the base model's mean hidden states, where the scheme wants them."""
+    if find_scheme(config.partitioner).needs != "clusters":
+        return None
+    from fedit.data.cluster import kmeans
+
+    table = tokenize(
+        corpus.examples,
+        tokenizer,
+        template,
+        max_length=config.max_length,
+        train_on_inputs=True,
+        cache_dir=cache_dir() / "tokens",
+    )
+    model = _adapt(config, source, tokenizer)
+    vectors = np.zeros((len(table), model.base.model.get_input_embeddings().weight.shape[1]), dtype=np.float32)
+    order = sorted(range(len(table)), key=lambda i: len(table.row(i).ids))
+    for start in range(0, len(order), 16):
+        members = order[start : start + 16]
+        batch = collate([table.row(i) for i in members], packed=False).to(model.device)
+        vectors[members] = model.mean_hidden(batch).cpu().numpy()
+    return kmeans(vectors, config.num_clusters or 8, seeds.derive(config.seed, "clusters"))
+
+
+def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> AdaptedModel:
+    base = load_base(source, device=config.device, dtype=config.dtype, bits=config.bits, tokenizer=tokenizer)
+    return AdaptedModel(
+        base,
+        rank=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=config.lora_target_modules,
+        rslora=config.use_rslora,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
+def _check_context(config: RunConfig, source: ModelSource) -> None:
+    limit = context_length(source)
+    if limit is not None and config.max_length > limit:
+        raise ConfigError(
+            f"max_length is {config.max_length}, but model '{config.model}' reads at most {limit} tokens; "
+            f"set max_length to {limit} or less."
+        )
+
+
+def _sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """Return at most ``most`` rows, drawn evenly over categories, in their order."""
+    if len(examples) <= most:
+        return list(examples)
+    draws: dict[str | None, list[tuple[int, int]]] = {}
+    for index, example in enumerate(examples):
+        draw = seeds.derive(seed, "evaluate", row_id(example))
+        draws.setdefault(example.category, []).append((draw, index))
+    ranked = [(rank, draw, index) for rows in draws.values() for rank, (draw, index) in enumerate(sorted(rows))]
+    return [examples[index] for index in sorted(index for _, _, index in sorted(ranked)[:most])]

@@ -1,0 +1,67 @@
+"""Tables of names: a name becomes a class, options become an object, typing errors become suggestions."""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from fedit.errors import ConfigError, UnknownName, did_you_mean
+
+
+def find(kind: str, name: str, table: Mapping[str, str], base: type) -> type:
+    """Return the class behind ``name``: a key of ``table`` or "file.py:Class".
+
+    Raises:
+        UnknownName: the name is in no table.
+        ConfigError: a user's file has no such class.
+    """
+    if ".py:" in name:
+        return _from_file(kind, name, base)
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    module, attribute = table[name].split(":")
+    return cast(type, getattr(importlib.import_module(module), attribute))
+
+
+def build(kind: str, name: str, options: Mapping[str, object], table: Mapping[str, str], base: type) -> object:
+    """Return an instance of the class behind ``name`` with ``options`` as its fields.
+
+    Raises:
+        UnknownName: the name is in no table.
+        ConfigError: an option is unknown or has the wrong type.
+    """
+    cls = find(kind, name, table, base)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for option, value in options.items():
+        if option not in fields:
+            known = ", ".join(sorted(fields)) or "none"
+            raise ConfigError(
+                f"{kind} '{name}' has no option '{option}'{did_you_mean(option, fields)} Its options: {known}."
+            )
+        _check_type(kind, name, option, value, fields[option].type)
+    return cls(**options)
+
+
+def _check_type(kind: str, name: str, option: str, value: object, expected: object) -> None:
+    accepted = (int, float) if expected is float else expected
+    wrong_bool = isinstance(value, bool) and expected is not bool
+    if isinstance(accepted, type | tuple) and (wrong_bool or not isinstance(value, accepted)):
+        wanted = getattr(expected, "__name__", str(expected))
+        raise ConfigError(f"option '{option}' of {kind} '{name}' is {value!r}; expected {wanted}.")
+
+
+def _from_file(kind: str, name: str, base: type) -> type:
+    path, attribute = name.rsplit(":", 1)
+    if not Path(path).is_file():
+        raise ConfigError(f"{kind} '{name}': there is no file {path}.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{kind} '{name}': {path} is not a Python module.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cls = getattr(module, attribute, None)
+    if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{kind} '{name}': {path} has no dataclass '{attribute}' derived from {base.__name__}.")
+    return cls

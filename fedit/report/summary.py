@@ -1,0 +1,226 @@
+"""What a finished run says: ``summary.json`` for scripts, ``summary.md`` and pictures for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit.data.examples import Example, row_id
+from fedit.events import Event
+from fedit.federation import Trained, totals
+from fedit.files import write_json, write_text
+from fedit.prepare import Job
+from fedit.report.pictures import category_curves, learning_curves, partition_figure
+from fedit.scoring import Answers
+
+SHOWN_EXAMPLES = 3
+LOSSES = ("loss", "perplexity", "token_accuracy", "example_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """An arm's end: what it trained and, where answers were generated, how good they are."""
+
+    name: str
+    trained: Trained
+    answers: Answers | None
+
+    @classmethod
+    def read(cls, name: str, trained: Trained, path: Path) -> "ArmResult | None":
+        """Return the result with the answers kept in ``path``; None if there are none."""
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(name, trained, Answers(content["texts"], content["right"], content["per_category"]))
+
+    def write(self, path: Path) -> None:
+        """Keep the answers in ``path``."""
+        if self.answers is not None:
+            texts, right = dict(self.answers.texts), dict(self.answers.right)
+            write_json(path, {"texts": texts, "right": right, "per_category": dict(self.answers.per_category)})
+
+    @property
+    def evaluation(self) -> Event:
+        """The evaluation of the round that the arm's adapter is from."""
+        return _evaluation(self.trained.events, self.trained.round)
+
+
+def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dict[str, object]:
+    """Return the content of ``summary.json``."""
+    by_name = {result.name: result for result in results}
+    before, after = by_name["base"].evaluation, by_name["federated"].evaluation
+    start, end = _mapping(before["per_category"]), _mapping(after["per_category"])
+    failures = [event for event in federated.events if event["event"] == "client_failed"]
+    summary: dict[str, object] = {
+        "model": job.config.model,
+        "dataset": job.corpus.name,
+        "strategy": job.config.strategy,
+        "clients": len(job.clients),
+        "held_out_rows": len(job.held_out),
+        **totals(federated.events),
+        "adapter_round": federated.round,
+        "failed_updates": len(failures),
+        "held_out": {
+            "before": _held_out(by_name["base"], before),
+            "after": _held_out(by_name["federated"], after),
+        },
+        "per_category": {name: {"before": start[name], "after": end[name]} for name in start},
+        "partition": {**job.statistics, "scheme": job.partition.scheme, "hash": job.partition.hash},
+        "removed_rows": dict(job.partition.removed),
+    }
+    if job.config.compare:
+        summary["arms"] = {result.name: _arm(result) for result in results}
+    return summary
+
+
+def write_summary(
+    folder: Path, job: Job, federated: Trained, results: Sequence[ArmResult], summary: Mapping[str, object]
+) -> None:
+    """Write pictures, ``summary.md`` and, last, ``summary.json``, whose presence says that the run is finished."""
+    counts = job.category_counts
+    if not any(counts.values()):
+        counts = {client: {"rows": len(rows)} for client, rows in job.clients.items()}
+    curves = {r.name: _curve(r) for r in results if r.name != "base"}
+    base = {"base": _number(results[0].evaluation["loss"])}
+    categories = sorted(_mapping(results[0].evaluation["per_category"]))
+    for suffix in ("png", "svg"):
+        partition_figure(counts, folder / f"partition.{suffix}")
+        learning_curves(
+            curves,
+            folder / f"curves.{suffix}",
+            xlabel="training tokens",
+            ylabel="held-out loss (nats per token)",
+            reference=base,
+        )
+        if categories:
+            by_category = {c: {name: _curve(r, c) for name, r in _named(results)} for c in categories}
+            category_curves(
+                by_category, folder / f"categories.{suffix}", xlabel="training tokens", ylabel="held-out loss"
+            )
+    write_text(folder / "summary.md", _markdown(folder, job, results, summary))
+    write_json(folder / "summary.json", dict(summary))
+
+
+def shown_examples(job: Job, results: Sequence[ArmResult]) -> list[tuple[Example, dict[str, tuple[str, bool]]]]:
+    """Return a few held-out rows with every arm's answer and grade: the first row of evenly spaced categories."""
+    answered = [result for result in results if result.answers is not None]
+    if not answered:
+        return []
+    firsts: dict[str | None, Example] = {}
+    for example in job.held_out:
+        firsts.setdefault(example.category, example)
+    rows = [firsts[name] for name in sorted(firsts, key=str)] if len(firsts) >= SHOWN_EXAMPLES else job.held_out
+    step = max(len(rows) // SHOWN_EXAMPLES, 1)
+    shown = []
+    for example in rows[::step][:SHOWN_EXAMPLES]:
+        key = row_id(example)
+        texts = {r.name: (r.answers.texts[key], r.answers.right[key]) for r in answered if r.answers is not None}
+        shown.append((example, texts))
+    return shown
+
+
+def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
+    held_out = _mapping(summary["held_out"])
+    before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
+        f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
+        f"Up {_number(summary['bytes_up']) / 1e6:,.1f} MB, down {_number(summary['bytes_down']) / 1e6:,.1f} MB. "
+        f"Failed updates: {summary['failed_updates']}.",
+        "",
+        f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
+        f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
+        f"{_number(after['perplexity']):.2f}; token accuracy {_number(before['token_accuracy']):.3f} → "
+        f"{_number(after['token_accuracy']):.3f}.",
+        "",
+        "![who holds what](partition.png)",
+        "",
+        "![learning curves](curves.png)",
+        "",
+    ]
+    categories = _mapping(summary["per_category"])
+    if categories:
+        lines += ["| category | loss before | loss after |", "|---|---:|---:|"]
+        for name, pair in categories.items():
+            both = _mapping(pair)
+            lines.append(f"| {name} | {_number(both['before']):.3f} | {_number(both['after']):.3f} |")
+        lines.append("")
+    if "arms" in summary:
+        lines += ["| arm | held-out loss | exact match | training tokens |", "|---|---:|---:|---:|"]
+        for name, arm in _mapping(summary["arms"]).items():
+            values = _mapping(arm)
+            lines.append(
+                f"| {name} | {_number(values['loss']):.3f} | {_number(values['exact_match']):.2f} | "
+                f"{_number(values['tokens']):,.0f} |"
+            )
+        lines.append("")
+    for example, answers in shown_examples(job, results):
+        lines += [f"**{example.messages[-2].content}**", ""]
+        if example.context:
+            lines += [f"> {example.context}", ""]
+        lines += [
+            f"- {name} ({'right' if good else 'wrong'}): `{text!r}`" for name, (text, good) in answers.items()
+        ]
+        lines += [f"- expected: `{example.answer!r}`", ""]
+    lines += [f"Next: `fedit chat {folder}`", ""]
+    return "\n".join(lines)
+
+
+def _arm(result: ArmResult) -> dict[str, object]:
+    evaluation = result.evaluation
+    losses = _mapping(evaluation["per_category"])
+    matches = result.answers.per_category if result.answers else {}
+    return {
+        "loss": evaluation["loss"],
+        "exact_match": result.answers.exact_match if result.answers else None,
+        "tokens": 0 if result.name == "base" else totals(result.trained.events)["tokens"],
+        "rounds": result.trained.round,
+        "per_category": {
+            name: {"loss": losses[name], "exact_match": matches.get(name)} for name in sorted(losses)
+        },
+    }
+
+
+def _held_out(result: ArmResult, evaluation: Event) -> dict[str, object]:
+    fields: dict[str, object] = {name: evaluation[name] for name in LOSSES}
+    fields["per_client"] = evaluation["clients"]
+    if result.answers is not None:
+        fields["exact_match"] = result.answers.exact_match
+    return fields
+
+
+def _evaluation(events: Sequence[Event], round: int) -> Event:
+    """Return the newest evaluation up to ``round``."""
+    found = [e for e in events if e["event"] == "evaluation" and int(str(e["round"])) <= round]
+    return found[-1]
+
+
+def _named(results: Sequence[ArmResult]) -> list[tuple[str, ArmResult]]:
+    return [(result.name, result) for result in results if result.name != "base"]
+
+
+def _curve(result: ArmResult, category: str | None = None) -> list[tuple[float, float]]:
+    """Return (training tokens so far, held-out loss) at every evaluation of an arm."""
+    tokens, points = 0.0, []
+    for event in result.trained.events:
+        if event["event"] == "round":
+            tokens += _number(event["tokens"])
+        elif event["event"] == "evaluation":
+            loss = event["loss"] if category is None else _mapping(event["per_category"]).get(category)
+            if loss is not None:
+                points.append((tokens, _number(loss)))
+    return points
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, found {value!r}")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"expected a number, found {value!r}")
+    return float(value)

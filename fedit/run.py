@@ -1,0 +1,242 @@
+"""A run, from settings to a folder that tells all: prepare, federate, compare, report."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from fedit import arms, settings
+from fedit.config import RunConfig
+from fedit.data.examples import fingerprint
+from fedit.data.manifest import Partition
+from fedit.errors import RunFolderError
+from fedit.estimate import estimate
+from fedit.events import SCHEMA, EventLog, Listener
+from fedit.federation import Arm, Trained, train
+from fedit.files import reason, remove_leftovers, write_json, write_text
+from fedit.model.export import save_adapter
+from fedit.prepare import Job, prepare
+from fedit.report.summary import ArmResult, summarise, write_summary
+from fedit.scoring import answer_held_out
+
+PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished run leaves: its folder and the content of ``summary.json``."""
+
+    folder: Path
+    summary: Mapping[str, object]
+
+    @property
+    def adapter(self) -> Path:
+        """The PEFT folder of the federated adapter."""
+        return self.folder / "adapter"
+
+
+def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None) -> Result:
+    """Run a job into a new folder.
+
+    Raises:
+        RunFolderError: the folder already holds a run or cannot be written.
+        UserError: settings, data or model cannot work.
+        RoundError: too many clients failed.
+    """
+    folder = Path(out)
+    if (folder / "run.json").exists():
+        raise RunFolderError(
+            f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
+        )
+    _check_writable(folder)
+    job = prepare(config)
+    write_text(folder / "resolved.yaml", _to_yaml(config))
+    write_json(folder / "environment.json", environment())
+    job.partition.save(folder / "partition.json")
+    write_json(folder / "run.json", _identity(job))
+    return _go(job, folder, listener)
+
+
+def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
+    """Go on with an interrupted run; a finished one is returned as it is.
+
+    Raises:
+        RunFolderError: the folder holds no run, or its settings, data or model changed.
+    """
+    folder = Path(folder)
+    identity = _read_identity(folder)
+    if (finished := read_summary(folder)) is not None:
+        return Result(folder, finished)
+    remove_leftovers(folder)
+    config = read_config(folder)
+    if _settings_hash(config) != identity.get("settings"):
+        raise RunFolderError(
+            f"the settings in {folder / 'resolved.yaml'} changed since the run began; start a new run."
+        )
+    threads = identity.get("num_threads")
+    job = prepare(config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}))
+    now = _identity(job)
+    for part, words in (("data", "the data"), ("model", "the base model"), ("template", "the prompt template")):
+        if now[part] != identity.get(part):
+            raise RunFolderError(f"{words} changed since the run in {folder} began; start a new run.")
+    if Partition.load(folder / "partition.json").hash != job.partition.hash:
+        raise RunFolderError(f"the partition in {folder / 'partition.json'} is not the one these settings give.")
+    return _go(job, folder, listener)
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the settings of the run in ``folder``.
+
+    Raises:
+        RunFolderError: they cannot be read.
+    """
+    path = folder / "resolved.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{path} holds no settings.")
+    return settings.from_values(values, str(path))
+
+
+def read_summary(folder: Path) -> dict[str, object] | None:
+    """Return the content of ``summary.json``; None while the run is not finished."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, dict) else None
+
+
+def environment() -> dict[str, object]:
+    """Return versions and machine, as they bear on results."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "cores": os.cpu_count() or 1,
+        "packages": versions,
+    }
+
+
+def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
+    """Train and score every arm that is not done yet, then write what the folder shows."""
+    log = EventLog(folder, listener, arm=arms.FEDERATED)
+    expected = estimate(job)
+    log.tell("estimate", 0, compare=list(job.config.compare), **expected.as_dict())
+    federated = train(job, arms.federated(job), folder, log)
+    _save_adapter(job, federated, folder / "adapter")
+    results = [_base(job, federated, folder, log), _score(job, arms.FEDERATED, federated, folder, log)]
+    for arm in arms.baselines(job, federated.events) if job.config.compare else []:
+        results.append(_baseline(job, arm, folder, listener))
+    log.tell("reporting", federated.round)
+    content = summarise(job, federated, results)
+    log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)
+    write_summary(folder, job, federated, results, content)
+    return Result(folder, content)
+
+
+def _baseline(job: Job, arm: Arm, folder: Path, listener: Listener | None) -> ArmResult:
+    own = folder / "arms" / arm.name.replace(":", "-")
+    log = EventLog(own, listener, arm=arm.name)
+    trained = train(job, arm, own, log)
+    _save_adapter(job, trained, own / "adapter")
+    return _score(job, arm.name, trained, own, log)
+
+
+def _base(job: Job, federated: Trained, folder: Path, log: EventLog) -> ArmResult:
+    """Return the base model's scores: those of round 0, whose adapter changes nothing."""
+    start = Trained(job.strategy.init(job.model.initial(job.config.seed)).adapter, 0, federated.events[:2])
+    return _score(job, "base", start, folder / "arms" / "base", log)
+
+
+def _score(job: Job, name: str, trained: Trained, folder: Path, log: EventLog) -> ArmResult:
+    """Return an arm's scores; answers that were generated before are read, not generated again."""
+    path = folder / "answers.json"
+    if not (job.config.exact_match or job.config.compare):
+        return ArmResult(name, trained, None)
+    stored = ArmResult.read(name, trained, path)
+    if stored is not None:
+        return stored
+    job.model.load(trained.adapter)
+    log.tell("answering", trained.round, subject=name, done=0, total=len(job.held_out))
+    answers = answer_held_out(
+        job, lambda done: log.tell("answering", trained.round, subject=name, done=done, total=len(job.held_out))
+    )
+    result = ArmResult(name, trained, answers)
+    result.write(path)
+    return result
+
+
+def _save_adapter(job: Job, trained: Trained, folder: Path) -> None:
+    facts = {
+        "dataset": job.corpus.name,
+        "data fingerprint": fingerprint(job.corpus.all()),
+        "base model fingerprint": job.source.fingerprint,
+        "prompt template": f"{job.template.name} ({job.template.fingerprint[:12]})",
+        "clients": str(len(job.clients)),
+        "rounds": str(trained.round),
+        "partition": f"{job.partition.scheme} ({job.partition.hash[:12]})",
+    }
+    save_adapter(job.model, trained.adapter, folder, facts=facts, settings_yaml=_to_yaml(job.config))
+
+
+def _identity(job: Job) -> dict[str, object]:
+    return {
+        "version": 1,
+        "fedit": version("fedit"),
+        "settings": _settings_hash(job.config),
+        "data": fingerprint(job.corpus.all()),
+        "model": job.source.fingerprint,
+        "template": job.template.fingerprint,
+        "num_threads": job.num_threads,
+    }
+
+
+def _read_identity(folder: Path) -> dict[str, object]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} holds no run: there is no {path.name} in it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} is not a run's identity.")
+    return content
+
+
+def _settings_hash(config: RunConfig) -> str:
+    import hashlib
+
+    values = config.model_dump(mode="json", exclude={"num_threads"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error

@@ -1,0 +1,81 @@
+"""Scores of the loaded adapter on a job's held-out rows: losses every time, graded answers when asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fedit.data.examples import Example, row_id
+from fedit.data.partition import find_scheme
+from fedit.data.statistics import per_client_loss, summary
+from fedit.evaluation.generate import answer
+from fedit.evaluation.grading import grade, reference_check
+from fedit.evaluation.loss import LossReport, held_out_loss
+from fedit.prepare import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Generated answers to the held-out rows, by row id, and which of them are right."""
+
+    texts: Mapping[str, str]
+    right: Mapping[str, bool]
+    per_category: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of right answers."""
+        return sum(self.right.values()) / max(len(self.right), 1)
+
+
+def score(job: Job) -> dict[str, object]:
+    """Return the losses of the loaded adapter on held-out (and validation) rows, as an event's fields."""
+    held_out = _losses(job, job.held_out)
+    clients = _per_client(job, held_out)
+    fields: dict[str, object] = {
+        "loss": held_out.loss,
+        "perplexity": held_out.perplexity,
+        "token_accuracy": held_out.token_accuracy,
+        "example_loss": held_out.example_loss,
+        "per_category": dict(held_out.per_category),
+        "per_client": clients,
+        "clients": summary(clients) if clients else {},
+    }
+    if job.validation:
+        fields["validation_loss"] = _losses(job, job.validation).loss
+    return fields
+
+
+def answer_held_out(job: Job, on_pass: Callable[[int], None] = lambda done: None) -> Answers:
+    """Let the loaded adapter answer the held-out prompts and grade the answers."""
+    rows = job.held_out
+    texts = answer(
+        job.model,
+        job.tokenizer,
+        job.prompts(rows),
+        stop=job.stops(),
+        max_new_tokens=job.config.max_new_tokens,
+        on_pass=on_pass,
+    )
+    right = {row_id(e): grade(e.check or reference_check(e), text) for e, text in zip(rows, texts, strict=True)}
+    return Answers(
+        {row_id(e): text for e, text in zip(rows, texts, strict=True)}, right, _share_by_category(rows, right)
+    )
+
+
+def _losses(job: Job, rows: list[Example]) -> LossReport:
+    return held_out_loss(job.model, job.tokens(rows), [example.category for example in rows])
+
+
+def _per_client(job: Job, held_out: LossReport) -> dict[str, float]:
+    """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
+    if find_scheme(job.config.partitioner).needs == "owner":
+        rows = [example for example in job.held_out if example.owner in job.clients]
+        return dict(held_out_loss(job.model, job.tokens(rows), [example.owner for example in rows]).per_category)
+    return per_client_loss(held_out.per_category, job.category_counts)
+
+
+def _share_by_category(rows: list[Example], right: Mapping[str, bool]) -> dict[str, float]:
+    grades: dict[str, list[bool]] = {}
+    for example in rows:
+        if example.category is not None:
+            grades.setdefault(example.category, []).append(right[row_id(example)])
+    return {category: sum(marks) / len(marks) for category, marks in sorted(grades.items())}

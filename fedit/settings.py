@@ -1,0 +1,270 @@
+"""Reading settings: job files, ``key=value`` arguments and flags become a RunConfig; every error has a place."""
+
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from fedit.config import SECTIONS, Columns, RunConfig
+from fedit.errors import ConfigError, did_you_mean
+
+SYNONYMS: dict[str, str] = {
+    "base_model": "model",
+    "global_model": "model",
+    "model_name_or_path": "model",
+    "data_path": "dataset",
+    "dataset_name": "dataset",
+    "num_communication_rounds": "num_rounds",
+    "num_server_rounds": "num_rounds",
+    "rounds": "num_rounds",
+    "clients": "num_clients",
+    "num_supernodes": "num_clients",
+    "client_selection_frac": "clients_per_round",
+    "sample_clients": "clients_per_round",
+    "fraction_fit": "clients_per_round",
+    "split_strategy": "partitioner",
+    "fed_alg": "strategy",
+    "local_num_epochs": "local_epochs",
+    "num_train_epochs": "local_epochs",
+    "num_epochs": "local_epochs",
+    "epochs": "local_epochs",
+    "max_steps": "local_steps",
+    "local_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "local_micro_batch_size": "micro_batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size (examples per step; micro_batch_size is what fits at once)",
+    "lr": "learning_rate",
+    "local_learning_rate": "learning_rate",
+    "lr_scheduler_type": "lr_schedule",
+    "cutoff_len": "max_length",
+    "seq_length": "max_length",
+    "sequence_len": "max_length",
+    "max_seq_len": "max_length",
+    "max_seq_length": "max_length",
+    "peft_lora_r": "lora_r",
+    "lora_rank": "lora_r",
+    "peft_lora_alpha": "lora_alpha",
+    "prompt_template_name": "prompt_template",
+    "template": "prompt_template",
+    "output_dir": "--out DIR",
+    "val_set_size": "held_out",
+}
+"""What other tools call our settings; used only in error messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A valid job and where each value that is not a default came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def load(
+    job: str | Path | None, overrides: Iterable[str] = (), flags: Mapping[str, object] | None = None
+) -> Settings:
+    """Read a job: defaults < job file or recipe < ``key=value`` < flags.
+
+    Raises:
+        ConfigError: all that is wrong, each with its place and what to do.
+    """
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    if job is not None:
+        path = find_job(str(job))
+        _merge(_read_file(path), values, origins, problems)
+    _merge([_parse_override(text) for text in overrides], values, origins, problems)
+    given = [(name, value, f"--{name}") for name, value in (flags or {}).items() if value is not None]
+    _merge(given, values, origins, problems)
+    config = _validate(values, origins, problems)
+    return Settings(config, origins)
+
+
+def from_values(values: Mapping[str, object], where: str) -> RunConfig:
+    """Return the config of plain values; used for run folders.
+
+    Raises:
+        ConfigError: all that is wrong.
+    """
+    flat: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    _merge([(name, value, where) for name, value in values.items()], flat, origins, problems)
+    return _validate(flat, origins, problems)
+
+
+def recipe_folder() -> Path:
+    """Return the folder of the recipes that come with fedit."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes that come with fedit, by name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def find_job(name: str) -> Path:
+    """Return the file behind a path, a path without its suffix, or a recipe's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name)
+    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in (".yaml", ".yml", ".toml"))):
+        if candidate.is_file():
+            return candidate
+    known = recipes()
+    short = name.removeprefix("recipes/")
+    if short in known:
+        return known[short]
+    raise ConfigError(
+        f"there is no job file or recipe '{name}'{did_you_mean(name, known)} Recipes: {', '.join(known)}."
+    )
+
+
+def _read_file(path: Path) -> list[tuple[str, object, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if path.suffix == ".toml":
+        try:
+            return _flatten(tomllib.loads(text), lambda keys: str(path))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings as 'name: value', found {type(values).__name__}")
+    lines = _lines(node, path)
+    return _flatten(values, lambda keys: f"{path}:{lines.get(keys, '?')}")
+
+
+def _lines(node: yaml.Node | None, path: Path, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Return the line of every key; refuse keys that stand twice, which YAML itself lets pass."""
+    found: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = (*keys, str(key.value))
+            line = key.start_mark.line + 1
+            if name in found:
+                raise ConfigError(f"{path}:{line}: setting '{name[-1]}' stands here and in line {found[name]}")
+            found[name] = line
+            found.update(_lines(value, path, name))
+    return found
+
+
+def _flatten(
+    values: Mapping[str, object], where: Callable[[tuple[str, ...]], str]
+) -> list[tuple[str, object, str]]:
+    found: list[tuple[str, object, str]] = []
+    for key, value in values.items():
+        # "model" is a section and a setting: it is the section when it holds settings.
+        if key in SECTIONS and isinstance(value, dict):
+            found += [(str(k), v, where((str(key), str(k)))) for k, v in value.items()]
+        else:
+            found.append((str(key), value, where((str(key),))))
+    return found
+
+
+def _parse_override(text: str) -> tuple[str, object, str]:
+    name, equals, raw = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"argument '{text}' is not of the form key=value")
+    return name.strip().replace("-", "_"), parse_value(raw), f"argument {name}"
+
+
+def parse_value(raw: str) -> object:
+    """Return the value that a command-line text stands for, read as YAML reads it."""
+    try:
+        return yaml.safe_load(raw) if raw.strip() else ""
+    except yaml.YAMLError:
+        return raw
+
+
+def _merge(
+    found: Iterable[tuple[str, object, str]],
+    values: dict[str, object],
+    origins: dict[str, str],
+    problems: list[str],
+) -> None:
+    for name, value, where in found:
+        head, _, tail = name.partition(".")
+        if head in SECTIONS and tail.partition(".")[0] in RunConfig.model_fields:
+            head, _, tail = tail.partition(".")
+        if head not in RunConfig.model_fields:
+            problems.append(f"{where}: unknown setting '{name}'{_suggest(head)}")
+        elif tail:
+            inner = values.get(head)
+            values[head] = {**(inner if isinstance(inner, dict) else {}), tail: value}
+            origins[head] = where
+        else:
+            values[head] = value
+            origins[head] = where
+
+
+def _suggest(name: str) -> str:
+    if name in SYNONYMS:
+        return f"; here it is called '{SYNONYMS[name]}'"
+    return did_you_mean(name, RunConfig.model_fields).rstrip(".")
+
+
+def _validate(values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]) -> RunConfig:
+    repaired = {name: _repair(name, value) for name, value in values.items()}
+    try:
+        config = RunConfig(**repaired)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        for item in error.errors():
+            name = ".".join(
+                str(part) for part in item["loc"] if isinstance(part, str) and not part.startswith("function")
+            )
+            head = name.split(".")[0]
+            message = item["msg"].removeprefix("Value error, ")
+            if head not in RunConfig.model_fields:
+                problems.append(message)
+                continue
+            if item["type"] == "extra_forbidden" and head == "columns":
+                message = f"unknown column role{did_you_mean(name.split('.')[-1], Columns.model_fields)}"
+            text = (
+                f"{origins.get(head, 'default')}: {name} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+            )
+            if text not in problems:
+                problems.append(text)
+        raise ConfigError("\n".join(problems)) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _repair(name: str, value: object) -> object:
+    """Undo what YAML does to numbers such as 3e-4 (text) and to single names where a list is wanted."""
+    annotation = RunConfig.model_fields[name].annotation
+    if isinstance(value, str) and float in _members(annotation):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, str) and get_origin(annotation) is list:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _members(annotation: object) -> tuple[object, ...]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in _members(part))
+    return (get_args(annotation)[0],) if hasattr(annotation, "__metadata__") else (annotation,)

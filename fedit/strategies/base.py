@@ -1,0 +1,65 @@
+"""Strategy: federated averaging, and the places where an algorithm may differ from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedit import tensors
+from fedit.types import (
+    Broadcast,
+    ClientInfo,
+    ClientTask,
+    LocalResult,
+    LocalTraining,
+    ServerState,
+    Tensors,
+)
+from fedit.updates import Updates
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Federated averaging (McMahan et al., 2017, arXiv:1602.05629).
+
+    A subclass is a frozen dataclass whose fields are its hyper-parameters. It overrides
+    only what its paper changes. Subclass ``Strategy`` itself, never another algorithm.
+    """
+
+    # --- server half ---
+
+    def init(self, adapter: Tensors) -> ServerState:
+        """Return the state before round 1."""
+        return ServerState(round=0, adapter=adapter)
+
+    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
+        """Return what ``client`` is sent."""
+        return Broadcast(adapter=server.adapter)
+
+    def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
+        """Return the next state; ``server`` itself must not change."""
+        return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
+
+    # --- client half ---
+
+    def trains(self, name: str, round: int) -> bool:
+        """Whether clients optimise this tensor in this round."""
+        return True
+
+    def shares(self, name: str) -> bool:
+        """Whether this tensor leaves the client; otherwise it is kept there and restored."""
+        return True
+
+    def correct_gradients(
+        self, task: ClientTask, params: Mapping[str, Tensor], grads: Mapping[str, Tensor], memory: Tensors
+    ) -> None:
+        """Change ``grads`` in place before an optimizer step."""
+
+    def finish(self, task: ClientTask, result: LocalResult, memory: Tensors) -> tuple[Tensors, Tensors]:
+        """Return ``(extra to send, memory to keep)``."""
+        return {}, memory
+
+    # --- both ---
+
+    def check(self, training: LocalTraining) -> None:
+        """Raise ``ConfigError`` if a setting would make the algorithm wrong."""

@@ -1,0 +1,132 @@
+"""The nouns of a federated run: what a client is, what it is sent, what it sends back, what the server keeps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+"""Canonical name -> CPU tensor. The LoRA factors of module m are "m.A" (rank, in) and "m.B" (out, rank)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """How one client trains in one round; exactly one of steps, epochs and tokens is set.
+
+    batch_size:       examples per optimizer step.
+    micro_batch_size: examples per forward pass; None lets the trainer fill a token budget.
+    tokens:           train until at least this many tokens have been processed.
+    warmup_ratio:     share of the whole run (all rounds) over which the learning rate rises.
+    min_lr_ratio:     where a decaying schedule ends, as a share of ``learning_rate``.
+    max_grad_norm:    global norm that gradients are clipped to; 0 does not clip.
+    keep_optimizer:   whether the client's optimizer state survives between its rounds.
+    """
+
+    learning_rate: float
+    num_rounds: int
+    steps: int | None = None
+    epochs: int | None = None
+    tokens: int | None = None
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    optimizer: str = "adamw"
+    schedule: str = "constant"
+    warmup_ratio: float = 0.0
+    min_lr_ratio: float = 0.0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    momentum: float = 0.0
+    max_grad_norm: float = 1.0
+    keep_optimizer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What the server knows about a client before it trains."""
+
+    client_id: str
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """What the server sends to one client. ``extra`` belongs to the strategy."""
+
+    adapter: Tensors
+    extra: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTask:
+    """One client's work for one round: everything a worker needs, and nothing else."""
+
+    round: int
+    client_id: str
+    broadcast: Broadcast
+    training: LocalTraining
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUpdate:
+    """What a client sends back. ``delta`` is trained minus received; ``weight`` its share before normalising."""
+
+    client_id: str
+    round: int
+    num_examples: int
+    weight: float
+    delta: Tensors
+    extra: Tensors = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> "ClientUpdate":
+        """Apply ``change`` to every tensor that leaves the client, ``delta`` and ``extra`` alike."""
+        return replace(
+            self,
+            delta={name: change(name, tensor) for name, tensor in self.delta.items()},
+            extra={name: change(name, tensor) for name, tensor in self.extra.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFailure:
+    """A client that was asked and did not deliver a usable update."""
+
+    client_id: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """All the server carries from round to round. ``memory`` belongs to the strategy."""
+
+    round: int
+    adapter: Tensors
+    memory: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """What a client keeps between its rounds.
+
+    batches_seen: position in its endless stream of shuffled batches, so that no round repeats rows.
+    private:      adapter tensors that the strategy does not share.
+    memory:       whatever the strategy remembers.
+    optimizer:    moments, when the optimizer is kept.
+    """
+
+    batches_seen: int = 0
+    private: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResult:
+    """What training hands to the client's half of a strategy before anything is sent."""
+
+    delta: Tensors
+    steps: int
+    metrics: Mapping[str, float]
