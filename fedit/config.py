@@ -86,8 +86,8 @@ class RunConfig(BaseModel):
     max_examples: PositiveInt | None = Field(None, json_schema_extra=_in("data"))
     """Use a seeded sample of this many rows; per category for skills."""
     held_out: int | float | None = Field(None, json_schema_extra=_in("data"))
-    """Rows kept for testing: a whole number per category, or a fraction. Default: 10 per category; a tenth, at most
-    200 rows, without categories; a tenth of each client for partitioner natural."""
+    """Rows kept for testing: a whole number per category, or a fraction. Default: 10 per category; without
+    categories a tenth, at most 200; for partitioner natural a tenth of each client's."""
     validation: int | float = Field(0, json_schema_extra=_in("data"))
     """Rows kept for early stopping, counted like held_out."""
 
@@ -199,8 +199,8 @@ class RunConfig(BaseModel):
                 f"clients_per_round is {per_round}; expected a whole number from 1 or a fraction up to 1.0",
             ),
             (
-                self.early_stopping > 0 and self.validation == 0 and self.dataset != "skills",
-                "early_stopping needs validation rows: set validation, for instance to 0.05",
+                self.early_stopping > 0 and self.validation == 0,
+                "early_stopping needs validation rows: set validation, for instance to 4",
             ),
             (
                 self.partitioner == "manifest" and self.partition_file is None,

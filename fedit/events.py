@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, each with ``event`` and ``round``; the truth that summaries are made of."""
+"""The log of a run: one JSON object a line, each with ``event`` and ``round``; summaries are made of it."""
 
 import json
 import math

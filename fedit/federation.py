@@ -57,7 +57,7 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
     server = _start(job, arm, folder, log)
     engine = InProcess(_worker(job, arm, folder), lambda task, progress: _tell_step(log, task, progress))
     if not _should_stop(job, log.read()):
-        for server, record in run_rounds(
+        for state, record in run_rounds(
             server,
             engine,
             arm.strategy,
@@ -67,6 +67,7 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
             seed=job.config.seed,
             min_clients=job.config.min_clients,
         ):
+            server = state
             _log_round(log, record)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, server, log)

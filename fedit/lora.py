@@ -1,5 +1,6 @@
 """Low-rank products: norms of B A without ever forming a matrix of the layer's size."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -17,4 +18,4 @@ def product_norm(b: Tensor, a: Tensor) -> float:
     """
     left, right = b.double(), a.double()
     squared = float(((left.T @ left) * (right @ right.T)).sum())
-    return max(squared, 0.0) ** 0.5
+    return math.sqrt(max(squared, 0.0))

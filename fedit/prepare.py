@@ -183,7 +183,7 @@ def load_corpus(config: RunConfig) -> Corpus:
         for name, value in (
             ("per_category", config.max_examples),
             ("held_out_per_category", config.held_out),
-            ("validation_per_category", config.validation or None),
+            ("validation_per_category", config.validation),
         ):
             if isinstance(value, float):
                 setting = name.removesuffix("_per_category")
@@ -213,8 +213,8 @@ def _without_empty_answers(corpus: Corpus) -> tuple[Corpus, int]:
     kept = tuple(example for example in corpus.examples if example.answer.strip())
     if not kept:
         raise DataError(
-            f"data set '{corpus.name}' has nothing to learn: all {len(corpus.examples)} training rows have an empty "
-            "answer. Name the column that holds the answers with columns.response=NAME."
+            f"data set '{corpus.name}' has nothing to learn: all {len(corpus.examples)} training rows "
+            "have an empty answer. Name the column that holds the answers with columns.response=NAME."
         )
     return replace(corpus, examples=kept), len(corpus.examples) - len(kept)
 
@@ -260,7 +260,7 @@ def _clusters(
         cache_dir=cache_dir() / "tokens",
     )
     model = _adapt(config, source, tokenizer)
-    vectors = np.zeros((len(table), model.base.model.get_input_embeddings().weight.shape[1]), dtype=np.float32)
+    vectors = np.zeros((len(table), model.base.model.config.get_text_config().hidden_size), dtype=np.float32)
     order = sorted(range(len(table)), key=lambda i: len(table.row(i).ids))
     for start in range(0, len(order), 16):
         members = order[start : start + 16]

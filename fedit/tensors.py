@@ -1,5 +1,6 @@
 """Arithmetic on named tensors."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -28,7 +29,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 def norm(a: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all entries together, accumulated in float64."""
-    return dot(a, a) ** 0.5
+    return math.sqrt(dot(a, a))
 
 
 def is_finite(a: Mapping[str, Tensor]) -> bool:

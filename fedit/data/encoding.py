@@ -77,7 +77,7 @@ class Encoder:
         content = self._rules.to_str()
         self.bos_token: int | None = tokenizer.bos_token_id
         self.eos = int(tokenizer.eos_token_id)
-        parts = (tokenizers.__version__, str(self.bos), str(self.eos), content)
+        parts = (tokenizers.__version__, str(self.bos), str(self.bos_token), str(self.eos), content)
         self.fingerprint = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
         added = self._rules.get_added_tokens_decoder()
         self.added = {id: token.content for id, token in added.items()}

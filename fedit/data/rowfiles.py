@@ -100,17 +100,20 @@ def _read_csv(path: Path) -> list[PlacedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), restkey="", strict=True)
     rows = []
+    line = 1  # where the row starts: a quoted field may run over many lines
     try:
+        header = reader.fieldnames or []
+        line = reader.line_num + 1
         for row in reader:
-            if "" in row and "" not in (reader.fieldnames or ()):
-                count = len(reader.fieldnames or ())
+            if "" in row and "" not in header:
                 raise DataError(
-                    f"{path}:{reader.line_num}: more fields than the {count} of the header; "
+                    f"{path}:{line}: more fields than the {len(header)} of the header; "
                     "put text that contains commas in double quotes."
                 )
-            rows.append(PlacedRow(dict(row), f"{path.name}:{reader.line_num}"))
+            rows.append(PlacedRow(dict(row), f"{path.name}:{line}"))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: broken CSV: {error}.") from error
+        raise DataError(f"{path}:{line}: broken CSV: {error}.") from error
     return rows
 
 

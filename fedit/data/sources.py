@@ -123,7 +123,7 @@ def _hub_rows(name: str, split: str) -> list[PlacedRow]:
             f"{local}, and to fetch it from the hub the package datasets is needed: pip install 'fedit[hub]'"
         ) from error
     try:
-        table = datasets.load_dataset(name, split=split)
+        table = datasets.load_dataset(name, split=split).to_list()
     except Exception as error:  # the hub client raises errors of half a dozen libraries
         raise DataError(
             f"{local}, and the hub gave no split '{split}' of it: {type(error).__name__}: {error}. "

@@ -1,6 +1,7 @@
 """All clients in this process, one after the other, over one resident model."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from fedit.training import Progress
 from fedit.types import ClientFailure, ClientInfo, ClientTask, ClientUpdate
@@ -10,7 +11,9 @@ from fedit.worker import Worker
 class InProcess:
     """The engine of simulations on one device. ``on_step`` hears of every optimizer step."""
 
-    def __init__(self, worker: Worker, on_step: Callable[[ClientTask, Progress], None] | None = None) -> None:
+    def __init__(
+        self, worker: Worker, on_step: Callable[[ClientTask, Progress], None] = lambda task, progress: None
+    ) -> None:
         self._worker = worker
         self._on_step = on_step
 
@@ -21,8 +24,4 @@ class InProcess:
     def run(self, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """Yield one result per task, trained when it is asked for."""
         for task in tasks:
-            if self._on_step is None:
-                yield self._worker.train(task)
-            else:
-                listener = self._on_step
-                yield self._worker.train(task, lambda progress, task=task: listener(task, progress))  # type: ignore[misc]
+            yield self._worker.train(task, partial(self._on_step, task))

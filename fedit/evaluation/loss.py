@@ -14,7 +14,7 @@ from fedit.training import TOKENS_PER_PASS
 
 @dataclass(frozen=True, slots=True)
 class LossReport:
-    """Losses in nats per supervised token; ``example_loss`` averages per row first, so short answers count as much.
+    """Losses in nats per supervised token; ``example_loss`` is the mean of the rows' own means.
 
     per_category: category -> its loss.
     """

@@ -65,7 +65,7 @@ class AdaptedModel:
     # --- the adapter as tensors ---
 
     def initial(self, seed: int) -> Tensors:
-        """Return a fresh adapter: A uniform in ±1/sqrt(in) as PEFT draws it, B zero. Touches no global generator."""
+        """Return a fresh adapter: A uniform in ±1/sqrt(in) as PEFT draws it, B zero; no global generator moves."""
         fresh: Tensors = {}
         for name, parameter in self.parameters.items():
             value = torch.zeros(parameter.shape, dtype=self._dtype(parameter))
@@ -119,7 +119,7 @@ class AdaptedModel:
         return scores, logits.detach().argmax(dim=-1) == batch.targets
 
     def mean_hidden(self, batch: Batch) -> Tensor:
-        """Return the mean last hidden state of each row of a padded batch under the base, float32 (rows, width)."""
+        """Return each row's mean last hidden state under the base, float32 (rows, width); the batch is padded."""
         if batch.mask is None:
             raise ValueError("mean_hidden needs a padded batch")
         with torch.no_grad(), self._model.disable_adapter():
@@ -127,7 +127,8 @@ class AdaptedModel:
                 input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, use_cache=False
             )
         weights = batch.mask.unsqueeze(-1).float()
-        return (output.hidden_states[-1].float() * weights).sum(1) / weights.sum(1)
+        hidden: Tensor = output.hidden_states[-1].float()
+        return (hidden * weights).sum(1) / weights.sum(1)
 
     def generate(
         self, ids: Tensor, mask: Tensor, config: GenerationConfig, streamer: BaseStreamer | None = None
@@ -164,7 +165,7 @@ class AdaptedModel:
             if not parameter.requires_grad:
                 continue
             module, factor = canonical_name(name)
-            # Adapters stay in float32 over a bfloat16 or quantised base: their updates are smaller than bf16 steps.
+            # Adapters stay float32 over a bfloat16 or quantised base: updates are smaller than bf16 steps.
             parameter.data = parameter.data.to(self._dtype(parameter))
             found[f"{module}.{factor}"] = parameter
         return dict(sorted(found.items()))
@@ -179,7 +180,7 @@ class AdaptedModel:
         from fedit.data.tokens import TokenRow
         from fedit.model.batch import collate
 
-        vocabulary = self.base.model.get_input_embeddings().weight.shape[0]
+        vocabulary = self.base.model.config.get_text_config().vocab_size
         rows = [
             TokenRow(np.arange(start, start + 5, dtype=np.int32) % vocabulary, np.ones(5, dtype=bool))
             for start in (5, 17)

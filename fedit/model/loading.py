@@ -87,7 +87,7 @@ def load_base(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model '{source.name}' cannot be loaded as a causal language model: {error}") from error
     if bits == 16:
-        model.to(target)
+        model.to(device=target)  # type: ignore[call-arg]  # the decorated method hides its signature
     model.requires_grad_(False)
     model.eval()
     return Base(source, model, tokenizer or load_tokenizer(source), target, precision)

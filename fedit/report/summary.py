@@ -70,6 +70,15 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
     }
     if job.config.compare:
         summary["arms"] = {result.name: _arm(result) for result in results}
+        summary["examples"] = [
+            {
+                "instruction": example.messages[-2].content,
+                "context": example.context,
+                "expected": example.answer,
+                "answers": {name: {"text": text, "right": right} for name, (text, right) in answers.items()},
+            }
+            for example, answers in shown_examples(job, results)
+        ]
     return summary
 
 

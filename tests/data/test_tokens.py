@@ -20,10 +20,10 @@ from tokenizers import (
 )
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
-from fedit.data.encoding import encoder_of
+from fedit.data.encoding import Encoded, encoder_of
 from fedit.data.examples import Example, Message
 from fedit.data.templates import get_template
-from fedit.data.tokens import ANSWER_CUT, PROMPT_CUT, WHOLE, encode_prompt, stop_ids, tokenize
+from fedit.data.tokens import ANSWER_CUT, PROMPT_CUT, WHOLE, _overlap, encode_prompt, stop_ids, tokenize
 from fedit.errors import ConfigError, ModelError
 
 TEXT = [
@@ -563,3 +563,10 @@ def test_a_control_token_that_swallows_the_answers_first_space_is_no_target():
     )
     row = one([example("a", "  qq")], tokenizer, get_template("chat", tokenizer)).row(0)
     assert _decode(tokenizer, row.ids[row.supervised]) == "qq<|im_end|>"
+
+
+def test_a_token_without_width_belongs_to_the_text_after_it(families):
+    starts, ends = np.array([0, 3, 3, 6, 6]), np.array([3, 3, 6, 6, 9])
+    encoded = Encoded(np.full(5, 300, dtype=np.int32), starts, ends)
+    answer = _overlap(encoded, "askanswer", (3, 6), encoder_of(families["byte_level"]))
+    assert answer.tolist() == [False, True, True, False, False]

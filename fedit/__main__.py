@@ -1,0 +1,5 @@
+"""``python -m fedit``."""
+
+from fedit.cli import main
+
+main()

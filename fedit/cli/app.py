@@ -1,0 +1,38 @@
+"""The command tree: one line a command; each lives in a module of its own."""
+
+from typing import Annotated
+
+import typer
+
+from fedit.cli import chat, data, doctor, listing, run
+
+app = typer.Typer(
+    name="fedit",
+    help="Federated instruction tuning: many clients, one LoRA adapter, no shared data.",
+    epilog="Start with: fedit run demo --out runs/first",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of all errors.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"fedit {installed('fedit')}")
+        raise typer.Exit
+
+
+app.command("run")(run.run)
+app.command("resume")(run.resume)
+app.command("show")(run.show)
+app.command("list")(listing.list_names)
+app.add_typer(data.app, name="data")
+app.command("chat")(chat.chat)
+app.command("doctor")(doctor.doctor)

@@ -1,0 +1,183 @@
+"""Live progress of a run: bars and a table on a terminal, one aligned line a round anywhere else."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fedit.config import RunConfig
+from fedit.events import Event, Listener
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class LiveRun:
+    """Listens to a run's events and keeps the display up to date."""
+
+    def __init__(self, console: Console, config: RunConfig) -> None:
+        self._console = console
+        self._config = config
+        self._bars = Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._rounds: dict[str, TaskID] = {}
+        self._client: TaskID | None = None
+        self._losses: dict[str, list[float]] = {}
+        self._status = Text("preparing data and model …", style="dim")
+        self._handlers: dict[str, Callable[[Event], None]] = {
+            "estimate": self._on_estimate,
+            "arm_started": self._on_arm,
+            "resumed": self._on_resumed,
+            "step": self._on_step,
+            "round": self._on_round,
+            "evaluating": self._on_evaluating,
+            "evaluation": self._on_evaluation,
+            "answering": self._on_answering,
+            "client_failed": self._on_failure,
+            "stopped_early": self._on_stopped,
+            "reporting": lambda event: self._set("writing summary and pictures …"),
+        }
+
+    def __rich__(self) -> Group:
+        return Group(self._bars, self._status)
+
+    def hear(self, event: Event) -> None:
+        """Take one event into account."""
+        handler = self._handlers.get(str(event["event"]))
+        if handler is not None:
+            handler(event)
+
+    def _on_estimate(self, event: Event) -> None:
+        seconds, rate = _float(event["seconds"]), _float(event["tokens_per_second"])
+        finish = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+        extra = "; the baselines come on top" if event["compare"] else ""
+        self._line(
+            f"estimate: {duration(seconds)} for {_float(event['tokens']):,.0f} tokens at {rate:,.0f} a second "
+            f"and {event['evaluations']} evaluations, done about {finish}{extra}",
+            "cyan",
+        )
+
+    def _on_arm(self, event: Event) -> None:
+        self._bar(str(event["arm"]), int(_float(event["rounds"])))
+
+    def _on_resumed(self, event: Event) -> None:
+        self._line(f"{event['arm']}: resumed after round {event['round']}", "cyan")
+        self._bar(str(event["arm"]), self._config.num_rounds, done=int(_float(event["round"])))
+
+    def _on_step(self, event: Event) -> None:
+        self._set(
+            f"round {event['round']}  {event['client']}  step {event['step']}  "
+            f"loss {_float(event['loss']):.3f}  {_float(event['tokens']):,.0f} tokens"
+        )
+
+    def _on_round(self, event: Event) -> None:
+        arm = str(event["arm"])
+        if arm in self._rounds:
+            self._bars.update(self._rounds[arm], completed=int(_float(event["round"])))
+        if not self._console.is_terminal:
+            loss = event["train_loss"]
+            shown = f"{_float(loss):.3f}" if loss is not None else "    -"
+            self._console.print(
+                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  "
+                f"delivered {event['delivered']}/{_count(event['cohort'])}  train loss {shown}  "
+                f"up {_float(event['bytes_up']) / 1e6:.1f} MB  {_float(event['seconds']):.1f} s",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if not event["aggregated"]:
+            self._line(f"{arm}: round {event['round']} had too few updates; the adapter stays as it was", "yellow")
+
+    def _on_evaluating(self, event: Event) -> None:
+        self._set("measuring held-out loss …")
+
+    def _on_evaluation(self, event: Event) -> None:
+        arm, loss = str(event["arm"]), _float(event["loss"])
+        losses = self._losses.setdefault(arm, [])
+        losses.append(loss)
+        if arm in self._rounds:
+            self._bars.update(self._rounds[arm], note=f"held-out loss {loss:.3f} {sparkline(losses)}")
+        if not self._console.is_terminal:
+            self._console.print(
+                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  held-out loss {loss:.3f}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _on_answering(self, event: Event) -> None:
+        self._set(f"answering held-out instructions: {event['subject']} {event['done']}/{event['total']}")
+
+    def _on_failure(self, event: Event) -> None:
+        self._line(f"round {event['round']}: update of {event['client']} rejected: {event['reason']}", "yellow")
+
+    def _on_stopped(self, event: Event) -> None:
+        self._line(
+            f"stopped after round {event['round']}: no better validation loss in {event['patience']} evaluations",
+            "cyan",
+        )
+
+    def _bar(self, arm: str, total: int, done: int = 0) -> None:
+        if arm in self._rounds:
+            self._bars.update(self._rounds[arm], completed=done)
+        else:
+            self._rounds[arm] = self._bars.add_task(f"{arm[:26]:26s}", total=total, completed=done, note="")
+
+    def _set(self, text: str) -> None:
+        self._status = Text(text, style="dim")
+
+    def _line(self, text: str, style: str) -> None:
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+
+@contextmanager
+def live(console: Console, config: RunConfig) -> Iterator[Listener]:
+    """Yield a listener that shows a run's progress while the block lasts."""
+    display = LiveRun(console, config)
+    if not console.is_terminal:
+        yield display.hear
+        return
+    with Live(display, console=console, refresh_per_second=4, transient=False):
+        yield display.hear
+        display._set("")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words that people use.
+
+    >>> duration(42), duration(600), duration(9000)
+    ('42 s', '10 min', '2 h 30 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def sparkline(values: list[float]) -> str:
+    """Return a line of eight-step bars.
+
+    >>> sparkline([3.0, 2.0, 1.0])
+    '█▅▁'
+    """
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(SPARKS[round((value - low) / span * 7)] for value in values[-20:])
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list) else 0
