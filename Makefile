@@ -10,6 +10,8 @@ EXTRAS ?= all
 TORCH_CPU_INDEX ?=
 # Byte code is written once at installation; without it every start imports PyTorch from source for 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
+# Threads that spin while waiting slow down whatever else runs on the same cores.
+export OMP_WAIT_POLICY ?= passive
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: setup demo test test-slow check fix docs-check bench hooks clean help
@@ -34,7 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@$(BIN)/fedit run demo --compare local,centralised --compare_clients 2 --out runs/demo --replace
+	@if [ -f runs/demo/run.json ] && [ ! -f runs/demo/summary.json ]; then \
+	  $(BIN)/fedit resume runs/demo; \
+	else \
+	  $(BIN)/fedit run demo --compare local,centralised --compare_clients 2 --out runs/demo --replace; \
+	fi
 
 test: setup
 	$(PYTEST)

@@ -32,16 +32,16 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(job: Job) -> Estimate:
-    """Time one small training pass and one evaluation pass and scale them to the whole run."""
+def estimate(job: Job, rounds: int) -> Estimate:
+    """Time one small training pass and scale it to ``rounds`` rounds and their evaluations."""
     config = job.config
     rows = [row for examples in job.clients.values() for row in job.tokens(examples[:4])]
     sample = _fill(sorted(rows, key=lambda row: len(row.ids))[len(rows) // 4 :])
     _time_training(job, sample[:1])  # first calls pay for set-up
     per_token = _time_training(job, sample) / sum(len(row.ids) for row in sample)
-    tokens = round(_tokens_per_round(job) * config.num_rounds)
+    tokens = round(_tokens_per_round(job) * rounds)
     evaluated = sum(len(row.ids) for row in job.tokens([*job.held_out, *job.validation]))
-    evaluations = 1 + -(-config.num_rounds // config.eval_every)
+    evaluations = -(-rounds // config.eval_every) + (rounds == config.num_rounds)
     # A forward pass costs about a third of a training pass.
     seconds = per_token * (tokens + evaluations * evaluated / 3)
     return Estimate(tokens, 1 / per_token, evaluations, seconds)

@@ -62,8 +62,8 @@ class EventLog:
         return events
 
     def rewind(self, round: int) -> None:
-        """Forget what was written about rounds after ``round``: they are done again."""
-        kept = [event for event in self.read() if int(str(event["round"])) <= round]
+        """Forget what was written about rounds after ``round``, and that the run finished: both are done again."""
+        kept = [e for e in self.read() if int(str(e["round"])) <= round and e["event"] != "finished"]
         lines = [json.dumps(event, sort_keys=True, ensure_ascii=False) for event in kept]
         write_text(self._path, "".join(line + "\n" for line in lines))
 

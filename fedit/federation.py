@@ -109,7 +109,7 @@ def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
     done = checkpoint.rounds(folder / "server")
     if done:
         log.rewind(done[-1])
-        if done[-1] > 0:
+        if 0 < done[-1] < arm.rounds:
             log.write("resumed", done[-1])
         return checkpoint.load(folder / "server", done[-1])
     log.rewind(-1)

@@ -1,6 +1,6 @@
 """From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -131,8 +131,10 @@ class Job:
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
 
 
-def prepare(config: RunConfig) -> Job:
+def prepare(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Job:
     """Load, clean, split, deal and tokenise the data; find the model; check what can be checked before training.
+
+    say: hears what takes long, such as fetching a model.
 
     Raises:
         UserError: settings, data or model cannot work together; the message says what to do.
@@ -141,7 +143,7 @@ def prepare(config: RunConfig) -> Job:
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
     corpus, empty = _without_empty_answers(load_corpus(config))
-    source = resolve_model(config.model)
+    source = resolve_model(config.model, progress=say)
     tokenizer = load_tokenizer(source)
     template = get_template(config.prompt_template, tokenizer)
     clusters = _clusters(config, source, tokenizer, template, corpus)

@@ -4,14 +4,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
 
-from fedit import arms, settings
+from fedit import arms, checkpoint, settings
 from fedit.config import RunConfig
 from fedit.data.examples import fingerprint
 from fedit.data.manifest import Partition
@@ -55,7 +55,7 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
             f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
         )
     _check_writable(folder)
-    job = prepare(config)
+    job = prepare(config, _teller(listener))
     write_text(folder / "resolved.yaml", _to_yaml(config))
     write_json(folder / "environment.json", environment())
     job.partition.save(folder / "partition.json")
@@ -80,7 +80,10 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
             f"the settings in {folder / 'resolved.yaml'} changed since the run began; start a new run."
         )
     threads = identity.get("num_threads")
-    job = prepare(config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}))
+    job = prepare(
+        config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}),
+        _teller(listener),
+    )
     now = _identity(job)
     for part, words in (("data", "the data"), ("model", "the base model"), ("template", "the prompt template")):
         if now[part] != identity.get(part):
@@ -137,8 +140,9 @@ def environment() -> dict[str, object]:
 def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
     """Train and score every arm that is not done yet, then write what the folder shows."""
     log = EventLog(folder, listener, arm=arms.FEDERATED)
-    expected = estimate(job)
-    log.tell("estimate", 0, compare=list(job.config.compare), **expected.as_dict())
+    done = max(checkpoint.rounds(folder / "server"), default=0)
+    expected = estimate(job, job.config.num_rounds - done)
+    log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
     federated = train(job, arms.federated(job), folder, log)
     _save_adapter(job, federated, folder / "adapter")
     results = [_base(job, federated, folder, log), _score(job, arms.FEDERATED, federated, folder, log)]
@@ -149,6 +153,16 @@ def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
     log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)
     write_summary(folder, job, federated, results, content)
     return Result(folder, content)
+
+
+def _teller(listener: Listener | None) -> Callable[[str], None]:
+    """Return what tells the listener about long preparations, such as fetching the base model."""
+
+    def say(text: str) -> None:
+        if listener is not None:
+            listener({"event": "preparing", "round": 0, "text": text})
+
+    return say
 
 
 def _baseline(job: Job, arm: Arm, folder: Path, listener: Listener | None) -> ArmResult:
@@ -187,13 +201,30 @@ def _save_adapter(job: Job, trained: Trained, folder: Path) -> None:
     facts = {
         "dataset": job.corpus.name,
         "data fingerprint": fingerprint(job.corpus.all()),
+        "base weights": _origin(job),
         "base model fingerprint": job.source.fingerprint,
         "prompt template": f"{job.template.name} ({job.template.fingerprint[:12]})",
         "clients": str(len(job.clients)),
         "rounds": str(trained.round),
         "partition": f"{job.partition.scheme} ({job.partition.hash[:12]})",
     }
-    save_adapter(job.model, trained.adapter, folder, facts=facts, settings_yaml=_to_yaml(job.config))
+    save_adapter(
+        job.model, trained.adapter, folder, facts=facts, settings_yaml=_to_yaml(_without_paths(job.config))
+    )
+
+
+def _origin(job: Job) -> str:
+    if job.source.origin == "wheel":
+        return f"4-bit GGUF from the PyPI package {job.source.revision}, dequantised"
+    return f"{job.source.origin}, revision {job.source.revision}" if job.source.revision else job.source.origin
+
+
+def _without_paths(config: RunConfig) -> RunConfig:
+    """Return settings for others to read: files of this machine by their names alone."""
+    paths = {name: getattr(config, name) for name in ("model", "dataset", "prompt_template", "partition_file")}
+    return config.model_copy(
+        update={name: Path(path).name for name, path in paths.items() if path is not None and Path(path).exists()}
+    )
 
 
 def _identity(job: Job) -> dict[str, object]:

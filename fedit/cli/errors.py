@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedit.errors import FeditError, UserError
+from fedit.process import silence_libraries
 
 EXIT_FAILURE = 1
 EXIT_MISTAKE = 2
@@ -24,6 +25,7 @@ class Interrupted(Exception):
 def run_and_exit(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
     """Run ``app`` and leave the process with an exit code that tells what happened."""
     debug = "--debug" in arguments
+    silence_libraries()
     try:
         result = app(args=list(arguments), standalone_mode=False)
     except click.ClickException as error:

@@ -6,9 +6,7 @@ from fedit import settings
 from fedit.settings import Settings
 
 
-def read_job(
-    job: str | None, overrides: Sequence[str], flags: Mapping[str, object] | None = None
-) -> Settings:
+def read_job(job: str | None, overrides: Sequence[str], flags: Mapping[str, object] | None = None) -> Settings:
     """Return the settings of a job file or recipe with ``overrides`` and ``flags``.
 
     ``job`` may itself be the first key=value.

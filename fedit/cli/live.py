@@ -34,6 +34,7 @@ class LiveRun:
         self._losses: dict[str, list[float]] = {}
         self._status = Text("preparing data and model …", style="dim")
         self._handlers: dict[str, Callable[[Event], None]] = {
+            "preparing": lambda event: self._line(str(event["text"]), "dim"),
             "estimate": self._on_estimate,
             "arm_started": self._on_arm,
             "resumed": self._on_resumed,

@@ -1,6 +1,7 @@
 """``fedit run``, ``fedit resume`` and ``fedit show``."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,7 @@ def run(
     job: JobArgument = None,
     overrides: Overrides = None,
     out: Out = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete the run that --out holds, if any.")] = False,
     as_json: AsJson = False,
     *,
     flags: Mapping[str, object],
@@ -54,6 +56,8 @@ def run(
     """
     settings = read_job(job, overrides or [], flags)
     folder = out or _free_folder(job)
+    if replace and (folder / "run.json").is_file():
+        shutil.rmtree(folder)
     _execute(settings, folder, resumed=False, as_json=as_json)
 
 
@@ -127,9 +131,6 @@ def _execute(settings: Settings, folder: Path, *, resumed: bool, as_json: bool) 
     console = Console(stderr=as_json)
     from fedit.cli.live import live
     from fedit.cli.results import print_result
-    from fedit.logs import quiet_libraries
-
-    quiet_libraries()
     from fedit.run import resume as go_on
     from fedit.run import run as start
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fedit.model.adapted import AdaptedModel
 
-PROMPTS_PER_PASS = 16
+PROMPTS_PER_PASS = 64
 
 
 def answer(

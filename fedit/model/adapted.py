@@ -15,7 +15,7 @@ from fedit import seeds
 from fedit.errors import ModelError
 from fedit.model.batch import Batch
 from fedit.model.loading import Base
-from fedit.model.targets import choose_targets
+from fedit.model.targets import choose_targets, stores_transposed
 from fedit.types import Tensors
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,14 @@ class AdaptedModel:
         self.rank = rank
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
+        names = choose_targets(base.model, targets)
         self.config = peft.LoraConfig(
             task_type="CAUSAL_LM",
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is as good as an int
             lora_dropout=dropout,
-            target_modules=choose_targets(base.model, targets),
+            target_modules=names,
+            fan_in_fan_out=stores_transposed(base.model, names),
             use_rslora=rslora,
             bias="none",
         )

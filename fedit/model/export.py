@@ -26,7 +26,7 @@ tags: [federated-learning, lora, peft, instruction-tuning]
 
 # LoRA adapter, trained by federated instruction tuning
 
-Made by [fedit](https://pypi.org/project/fedit/). Load it with PEFT:
+Made by fedit. Load it with PEFT:
 
 ```python
 from peft import PeftModel
@@ -40,7 +40,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 | base model | {base} |
 {rows}
 
-The training text stayed with the clients; this folder holds LoRA factors only.
+This folder holds LoRA factors and settings; no training text, no base weights.
 
 ## Settings
 

@@ -39,6 +39,12 @@ def choose_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list
     return sorted(set(wanted))
 
 
+def stores_transposed(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Whether the adapted layers keep their weights as (in, out), as GPT-2's do."""
+    layers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
+    return any(isinstance(module, Conv1D) for module in layers)
+
+
 def _linear_names(model: PreTrainedModel) -> set[str]:
     """Return the last parts of the names of all linear layers but the output head."""
     head = model.get_output_embeddings()

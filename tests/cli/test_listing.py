@@ -1,0 +1,98 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedit.cli.listing import KINDS
+from fedit.config import RunConfig
+from fedit.data.partition import PARTITIONS
+from fedit.data.rounds import ROUND_TEMPLATES
+from fedit.data.schemas import SCHEMAS
+from fedit.schedule import SCHEDULES
+from fedit.settings import recipes
+from fedit.strategies import STRATEGIES
+
+TABLES = {
+    "strategies": STRATEGIES,
+    "partitions": PARTITIONS,
+    "recipes": recipes(),
+    "schedules": SCHEDULES,
+    "settings": RunConfig.model_fields,
+}
+
+
+def read(fedit, *arguments):
+    outcome = fedit("list", *arguments, "--json")
+    assert outcome.code == 0
+    return json.loads(outcome.out)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_list_has_the_names_of_its_table(fedit, kind):
+    assert [entry["name"] for entry in read(fedit, kind)] == list(TABLES[kind])
+
+
+@pytest.mark.parametrize(("kind", "table"), [("templates", ROUND_TEMPLATES), ("formats", SCHEMAS)])
+def test_a_list_adds_what_is_no_fixed_name(fedit, kind, table):
+    names = [entry["name"] for entry in read(fedit, kind)]
+    assert set(table) < set(names)
+    assert "auto" in names
+
+
+def test_every_name_has_a_summary_and_a_kind(fedit):
+    entries = read(fedit)
+    assert {entry["kind"] for entry in entries} == set(KINDS)
+    assert all(entry["summary"] for entry in entries)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_people_see_every_name(fedit, kind):
+    outcome = fedit("list", kind)
+    assert outcome.code == 0
+    assert all(entry["name"] in outcome.out for entry in read(fedit, kind))
+
+
+def test_without_a_kind_everything_is_listed_in_short(fedit):
+    out = fedit("list").out
+    assert all(kind in out for kind in KINDS)
+    assert "label_count" in out
+    assert "gradient_checkpointing" not in out  # settings are many: they have a list of their own
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest(fedit):
+    outcome = fedit("list", "strategy")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "did you mean 'strategies'?" in outcome.err
+
+
+def test_a_strategy_tells_its_paper_and_options(fedit):
+    found = next(entry for entry in read(fedit, "strategies") if entry["name"] == "fedit")
+    assert "arXiv:2305.05644" in found["paper"]
+    assert found["options"]["server_lr"]["default"] == 1.0
+    assert "step towards the mean" in found["options"]["server_lr"]["help"]
+
+
+def test_a_partition_tells_what_it_needs_and_its_options_as_settings(fedit):
+    found = {entry["name"]: entry for entry in read(fedit, "partitions")}
+    assert found["dirichlet"]["needs"] == "a category for every row"
+    assert found["dirichlet"]["options"]["alpha"] == {"type": "float", "default": 0.5}
+    assert list(found["manifest"]["options"]) == ["partition_file"]
+
+
+def test_a_setting_tells_its_choices(fedit):
+    found = {entry["name"]: entry for entry in read(fedit, "settings")}
+    assert found["compare"]["choices"] == ["local", "centralised"]
+    assert found["lora_r"]["default"] == 16
+    assert found["alpha"]["section"] == "federation"
+
+
+def test_listing_imports_nothing_heavy():
+    program = (
+        "import sys; from fedit.cli.app import app; app(['list', '--json'], standalone_mode=False); "
+        "heavy = {'torch', 'transformers', 'peft', 'matplotlib', 'datasets'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

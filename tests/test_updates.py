@@ -1,0 +1,112 @@
+"""A cohort's updates: screened on the way, read once, averaged with the right weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedit.errors import NoUpdates, UpdatesConsumed
+from fedit.types import ClientFailure, ClientUpdate
+from fedit.updates import Updates
+
+EXPECTED = {"m.A": torch.zeros(2, 3), "m.B": torch.zeros(4, 2)}
+
+
+def update(client, value=1.0, weight=1.0, **changes):
+    delta = {name: torch.full_like(tensor, value) for name, tensor in EXPECTED.items()}
+    return replace(ClientUpdate(client, 1, int(weight) if weight == weight else 0, weight, delta), **changes)
+
+
+def changed(good, **tensors):
+    return replace(good, delta={**good.delta, **{name.replace("_", "."): t for name, t in tensors.items()}})
+
+
+def test_the_mean_is_weighted():
+    mean = Updates([update("a", 1.0, 1), update("b", 4.0, 2)], EXPECTED).mean()
+    assert mean.delta["m.A"].tolist() == [[3.0] * 3] * 2
+    assert (mean.weight, mean.num_examples) == (3, 3)
+
+
+def test_extras_are_averaged_like_deltas():
+    sent = [
+        update("a", weight=1, extra={"c": torch.tensor([1.0])}),
+        update("b", weight=3, extra={"c": torch.tensor([5.0])}),
+    ]
+    assert Updates(sent, EXPECTED).mean().extra["c"].tolist() == [4.0]
+
+
+BAD = {
+    "not finite": changed(update("bad"), m_A=torch.full((2, 3), float("nan"))),
+    "infinity": changed(update("bad"), m_B=torch.full((4, 2), float("inf"))),
+    "m.B has shape (2, 4); expected (4, 2)": changed(update("bad"), m_B=torch.ones(2, 4)),
+    "tensors that the adapter does not have: q.A": changed(update("bad"), q_A=torch.ones(2, 3)),
+    "weight is nan": update("bad", weight=float("nan")),
+    "weight is inf": replace(update("bad"), weight=float("inf")),
+    "weight is -1": replace(update("bad"), weight=-1.0),
+    "NaN": update("bad", extra={"c": torch.tensor([float("nan")])}),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_an_unusable_update_becomes_a_failure_and_the_others_count(reason):
+    seen = []
+    updates = Updates([BAD[reason], update("good", 2.0)], EXPECTED, lambda u: seen.append(u.client_id))
+    assert updates.mean().delta["m.A"].tolist() == [[2.0] * 3] * 2
+    assert seen == ["good"]
+    assert [failure.client_id for failure in updates.failures] == ["bad"]
+    assert reason in updates.failures[0].reason
+
+
+def test_a_client_without_weight_is_ignored():
+    seen = []
+    nothing = replace(update("empty", 99.0), weight=0.0)
+    updates = Updates([nothing, update("good", 2.0)], EXPECTED, lambda u: seen.append(u.client_id))
+    assert updates.mean().delta["m.A"].tolist() == [[2.0] * 3] * 2
+    assert seen == ["good"]
+    with pytest.raises(NoUpdates):
+        Updates([nothing], EXPECTED).mean()
+
+
+def test_a_failure_passes_through():
+    failure = ClientFailure("late", 1, "no reply")
+    updates = Updates([failure, update("good")], EXPECTED)
+    updates.mean()
+    assert updates.failures == [failure]
+
+
+def test_updates_are_read_once():
+    updates = Updates([update("a")], EXPECTED)
+    list(updates)
+    with pytest.raises(UpdatesConsumed):
+        list(updates)
+    with pytest.raises(UpdatesConsumed):
+        updates.mean()
+
+
+def test_nobody_delivered():
+    with pytest.raises(NoUpdates, match="no client"):
+        Updates([], EXPECTED).mean()
+
+
+def test_updates_stream_one_at_a_time():
+    asked = []
+
+    def results():
+        for client in "abc":
+            asked.append(client)
+            yield update(client)
+
+    stream = iter(Updates(results(), EXPECTED))
+    assert next(stream).client_id == "a"
+    assert asked == ["a"]
+
+
+def test_a_client_may_keep_tensors_to_itself():
+    alone = replace(update("a", 2.0), delta={"m.A": torch.full((2, 3), 2.0)})
+    assert set(Updates([alone], EXPECTED).mean().delta) == {"m.A"}
+
+
+def test_a_change_reaches_everything_that_leaves_the_client():
+    sent = update("a", extra={"c": torch.tensor([1.0])}).map(lambda name, tensor: 2 * tensor)
+    assert sent.delta["m.A"][0, 0] == 2
+    assert sent.extra["c"].tolist() == [2.0]
