@@ -20,7 +20,15 @@ def federated(job: Job) -> Arm:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
 
     members = {client: [client] for client in job.clients}
-    return Arm(FEDERATED, job.config.num_rounds, members, job.strategy, choose, lambda round: job.training())
+    return Arm(
+        FEDERATED,
+        job.config.num_rounds,
+        members,
+        job.strategy,
+        choose,
+        lambda round: job.training(),
+        job.config.min_clients,
+    )
 
 
 def baselines(job: Job, federated_events: Sequence[Event]) -> list[Arm]:
@@ -37,7 +45,7 @@ def baselines(job: Job, federated_events: Sequence[Event]) -> list[Arm]:
     }
     own = replace(job.training(), keep_optimizer=True)
     shared = budget(own, tokens)
-    rounds = max(tokens)
+    rounds = max(tokens, default=0)
     arms: list[Arm] = []
     if "local" in job.config.compare:
         for client in list(job.clients)[: job.config.compare_clients]:
@@ -56,4 +64,6 @@ def budget(training: LocalTraining, tokens: dict[int, int]) -> Callable[[int], L
 def _single(
     name: str, client: str, members: list[str], rounds: int, training: Callable[[int], LocalTraining]
 ) -> Arm:
-    return Arm(name, rounds, {client: members}, Strategy(), lambda clients, round: [client], training)
+    return Arm(
+        name, rounds, {client: members}, Strategy(), lambda clients, round: [client], training, min_clients=1
+    )

@@ -223,8 +223,8 @@ class TextStream(BaseStreamer):
         if not last and text.endswith("\ufffd"):
             return  # the bytes of a character that is not complete yet
         if text.startswith(self.text) and text != self.text:
-            self.write(text[len(self.text) :])
-            self.text = text
+            new, self.text = text[len(self.text) :], text
+            self.write(new)
 
 
 def _run_of(folder: Path) -> Path | None:
@@ -268,9 +268,9 @@ def _from_adapter(home: Path, model: str | None, template: str | None) -> Tuned:
     base = model or config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{home / CONFIG} does not name a base model; name it with --model.")
-    note = ""
+    note = "" if model else f"base model {base}, as {CONFIG} says; --model names another"
     if not model and base.lower() == _DEFAULT_AS_PUBLISHED.lower():
-        note = f"{base} is taken as {DEFAULT_MODEL}, its 4-bit build; --model names another"
+        note = f"base model {DEFAULT_MODEL}, the 4-bit build of {base}; --model names another"
         base = DEFAULT_MODEL
     return Tuned(
         read_adapter(home),
@@ -295,7 +295,7 @@ def _template_in_card(home: Path) -> str | None:
     """Return the prompt template that the adapter's card tells of, if it has one."""
     card = home / "README.md"
     found = _SETTING_IN_CARD.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    return found[1].strip() if found else None
+    return found[1].strip().strip("'\"") if found else None
 
 
 def _nothing_found(folder: Path) -> str:

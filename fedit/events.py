@@ -52,7 +52,7 @@ class EventLog:
         if not self._path.is_file():
             return []
         events: list[Event] = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 event = json.loads(line)
             except ValueError:

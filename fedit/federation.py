@@ -33,6 +33,7 @@ class Arm:
     strategy: Strategy
     cohort: CohortRule
     training: Callable[[int], LocalTraining]
+    min_clients: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
             cohort=arm.cohort,
             training=arm.training,
             seed=job.config.seed,
-            min_clients=job.config.min_clients,
+            min_clients=arm.min_clients,
         ):
             server = state
             _log_round(log, record)

@@ -1,15 +1,19 @@
 """Files that are either whole or absent: atomic writes, folders that appear at once, the user cache."""
 
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from fedit.errors import RunFolderError
+
+_ASIDE = ".old.tmp"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -28,7 +32,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunFolderError(f"cannot write {path}: {reason(error)}") from error
 
 
@@ -69,7 +74,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files and folders that a killed process left in ``folder``."""
+    """Delete what a killed process left half done in ``folder``; a folder it had moved aside comes back."""
+    for path in folder.glob(f".*{_ASIDE}"):
+        original = folder / path.name.removeprefix(".").removesuffix(_ASIDE).rpartition(".")[0]
+        if not original.exists():
+            os.rename(path, original)
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -83,6 +92,19 @@ def reason(error: OSError) -> str:
     name = _errno_name(error)
     text = error.strerror or str(error)
     return f"{text}; {hints[name]}" if name in hints else text
+
+
+def safe_name(text: str) -> str:
+    """Return a file name for any text: readable where the text is plain, never the same for two texts.
+
+    >>> safe_name("client-3"), safe_name("../x")
+    ('client-3', '..%2Fx-6ae6e7d5')
+    """
+    quoted = quote(text, safe="")
+    if quoted == text and text == text.lower() and len(text) <= 80:
+        return text
+    # Some file systems do not tell capitals from small letters, and names have a longest length.
+    return f"{quoted[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def cache_dir() -> Path:
@@ -101,9 +123,13 @@ def _swap(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
         return
     # A folder cannot replace a folder in one call: move the old one aside first.
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old.tmp")
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_ASIDE}")
     os.rename(path, old)
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

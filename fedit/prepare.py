@@ -168,7 +168,15 @@ def prepare(config: RunConfig, say: Callable[[str], None] = lambda text: None) -
     )
     job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
     strategy.check(job.training())
-    _ = job.cohort_size
+    if config.min_clients > job.cohort_size:
+        raise ConfigError(
+            f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
+            "clients_per_round."
+        )
+    if not job.held_out:
+        raise DataError(
+            f"nothing of '{corpus.name}' is held out, so nothing could be measured; set held_out to some rows."
+        )
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job

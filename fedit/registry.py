@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -41,7 +42,14 @@ def build(kind: str, name: str, options: Mapping[str, object], table: Mapping[st
                 f"{kind} '{name}' has no option '{option}'{did_you_mean(option, fields)} Its options: {known}."
             )
         _check_type(kind, name, option, value, fields[option].type)
+    missing = [f.name for f in fields.values() if f.name not in options and _must_be_given(f)]
+    if missing:
+        raise ConfigError(f"{kind} '{name}' needs {kind}_options for: {', '.join(missing)}.")
     return cls(**options)
+
+
+def _must_be_given(field: "dataclasses.Field[object]") -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _check_type(kind: str, name: str, option: str, value: object, expected: object) -> None:
@@ -56,11 +64,16 @@ def _from_file(kind: str, name: str, base: type) -> type:
     path, attribute = name.rsplit(":", 1)
     if not Path(path).is_file():
         raise ConfigError(f"{kind} '{name}': there is no file {path}.")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"fedit_user_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{kind} '{name}': {path} is not a Python module.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{kind} '{name}': {path} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, attribute, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{kind} '{name}': {path} has no dataclass '{attribute}' derived from {base.__name__}.")

@@ -86,7 +86,7 @@ def run_rounds(
             cause = f" First failure: {first.client_id}: {first.reason}." if first else ""
             raise RoundError(
                 f"round {record.round}: fewer than min_clients={min_clients} of {len(record.cohort)} clients "
-                f"delivered, for the {empty}th time in a row.{cause}"
+                f"delivered, as in the {empty - 1} rounds before.{cause}"
             )
 
 

@@ -19,7 +19,7 @@ from fedit.errors import RunFolderError
 from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import Arm, Trained, train
-from fedit.files import reason, remove_leftovers, write_json, write_text
+from fedit.files import reason, remove_leftovers, safe_name, write_json, write_text
 from fedit.model.export import save_adapter
 from fedit.prepare import Job, prepare
 from fedit.report.summary import ArmResult, summarise, write_summary
@@ -73,7 +73,8 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     identity = _read_identity(folder)
     if (finished := read_summary(folder)) is not None:
         return Result(folder, finished)
-    remove_leftovers(folder)
+    for place in (folder, *folder.glob("arms/*")):
+        remove_leftovers(place)
     config = read_config(folder)
     if _settings_hash(config) != identity.get("settings"):
         raise RunFolderError(
@@ -166,7 +167,8 @@ def _teller(listener: Listener | None) -> Callable[[str], None]:
 
 
 def _baseline(job: Job, arm: Arm, folder: Path, listener: Listener | None) -> ArmResult:
-    own = folder / "arms" / arm.name.replace(":", "-")
+    kind, _, client = arm.name.partition(":")
+    own = folder / "arms" / (f"{kind}.{safe_name(client)}" if client else kind)
     log = EventLog(own, listener, arm=arm.name)
     trained = train(job, arm, own, log)
     _save_adapter(job, trained, own / "adapter")
@@ -199,7 +201,7 @@ def _score(job: Job, name: str, trained: Trained, folder: Path, log: EventLog) -
 
 def _save_adapter(job: Job, trained: Trained, folder: Path) -> None:
     facts = {
-        "dataset": job.corpus.name,
+        "dataset": Path(job.corpus.name).name if Path(job.corpus.name).exists() else job.corpus.name,
         "data fingerprint": fingerprint(job.corpus.all()),
         "base weights": _origin(job),
         "base model fingerprint": job.source.fingerprint,

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 import safetensors
 import safetensors.torch
 
 from fedit.errors import RunFolderError
-from fedit.files import write_bytes
+from fedit.files import safe_name, write_bytes
 from fedit.types import ClientState, Tensors
 
 _PARTS = ("private", "memory", "optimizer")
@@ -49,8 +48,8 @@ class ClientStore:
     def _path(self, client_id: str, round: int) -> Path:
         if self.folder is None:
             raise ValueError("this store keeps states in memory")
-        # Client ids may be anything a data field holds: quoted, they cannot leave the folder.
-        return self.folder / ("c-" + quote(client_id, safe="")) / f"round-{round:04d}.safetensors"
+        # Client ids may be anything a data field holds.
+        return self.folder / safe_name(f"c-{client_id}") / f"round-{round:04d}.safetensors"
 
     def _rounds(self, client_id: str) -> list[int]:
         folder = self._path(client_id, 0).parent

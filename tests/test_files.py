@@ -88,9 +88,14 @@ def test_a_folder_appears_at_once_and_is_replaced_at_once(tmp_path):
 
 def test_a_folder_whose_filling_fails_leaves_the_old_one(tmp_path):
     fill(tmp_path / "round", "old")
-    with pytest.raises(KeyError), files.new_folder(tmp_path / "round") as temporary:
-        (temporary / "a").write_text("half")
-        raise KeyError("the caller's own mistake")
+
+    def fail():
+        with files.new_folder(tmp_path / "round") as temporary:
+            (temporary / "a").write_text("half")
+            raise KeyError("the caller's own mistake")
+
+    with pytest.raises(KeyError):
+        fail()
     assert read(tmp_path / "round") == ("old", "old")
     assert list(tmp_path.iterdir()) == [tmp_path / "round"]
 

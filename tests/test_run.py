@@ -1,5 +1,6 @@
 """Whole tiny runs: what the folder holds, what the numbers add up to, and what is refused."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -154,17 +155,20 @@ def test_the_arms_are_compared_at_equal_budgets(finished):
     assert arms["base"]["loss"] == result.summary["held_out"]["before"]["loss"]
     assert arms["federated"]["loss"] == result.summary["held_out"]["after"]["loss"]
 
+    logs = {}
+    for path in result.folder.rglob("events.jsonl"):
+        events = events_of(path.parent)
+        logs[events[0]["arm"]] = events
+
     def per_round(arm):
-        folder = result.folder if arm == "federated" else result.folder / "arms" / arm.replace(":", "-")
-        return {e["round"]: e["tokens"] for e in named(events_of(folder), "round")}
+        return {e["round"]: e["tokens"] for e in named(logs[arm], "round")}
 
     federated = per_round("federated")
     for arm in ("centralised", "local_total:client-0", "local_total:client-1"):
         for round, tokens in per_round(arm).items():
             assert federated[round] <= tokens < federated[round] + config.batch_size * config.max_length
     for arm in ("local:client-0", "local:client-1"):
-        clients = named(events_of(result.folder / "arms" / arm.replace(":", "-")), "client")
-        assert sum(e["steps"] for e in clients) == config.num_rounds * config.local_steps
+        assert sum(e["steps"] for e in named(logs[arm], "client")) == config.num_rounds * config.local_steps
 
 
 def test_the_round_adapters_and_the_result_are_one(finished):
@@ -415,6 +419,7 @@ def owned(tmp_path):
             "partitioner": "natural",
             "partition_by": "who",
             "num_clients": None,
+            "num_rounds": 1,
             "held_out": 0.1,
         }
 
@@ -432,8 +437,8 @@ def test_clients_are_the_owners_of_rows(make_config, owned, tmp_path):
 def test_an_owner_cannot_write_outside_the_run_folder(make_config, owned, tmp_path):
     folder = tmp_path / "deep" / "run"
     run(make_config(**owned(["../../../../outside", "a/b"]), **compared(2, "local")), folder)
-    allowed = (folder, tmp_path / "cache")
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "owned.jsonl"]
+    allowed, inputs = (folder, tmp_path / "cache"), ("owned.jsonl", "rows.jsonl")
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in inputs]
     assert [path for path in written if not any(place in path.parents for place in allowed)] == []
     depths = [len(path.relative_to(folder / "arms").parts) for path in (folder / "arms").rglob("events.jsonl")]
     assert depths == [2] * 4
@@ -478,6 +483,16 @@ def test_more_clients_than_there_are_are_refused(make_config, tmp_path):
 def test_rows_longer_than_the_model_reads_are_refused(make_config, tmp_path):
     with pytest.raises(ConfigError, match=r"max_length is 1000, but model .* at most 512"):
         run(make_config(max_length=1000), tmp_path / "r")
+
+
+def test_answers_after_the_longest_prompts_work_or_are_refused(make_config, model_folder, tmp_path):
+    """A model of learned positions has none left after a prompt as long as its context."""
+    rows = [{"instruction": f"{i} " + "x" * 600, "output": "y"} for i in range(20)]
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    long = {"model": str(model_folder("gpt2")), "dataset": str(path), "max_length": 512, "exact_match": True}
+    with contextlib.suppress(ConfigError):
+        run(make_config(**long, num_rounds=1, local_steps=1, batch_size=2), tmp_path / "r")
 
 
 def test_an_unknown_strategy_fails_at_once(make_config, tmp_path):

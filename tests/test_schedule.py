@@ -1,6 +1,7 @@
 """The learning rate runs through the whole federation."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +31,7 @@ def test_a_decay_starts_at_the_top_and_would_end_at_the_minimum_one_step_after_t
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_decay_falls_in_every_step_and_across_rounds(schedule):
     found = rates(schedule, 4, 5)
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(found))
 
 
 def test_the_cosine_is_the_published_one():
@@ -54,7 +55,7 @@ def test_cutting_a_run_into_more_rounds_changes_no_bit(schedule, rounds, factor,
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_the_warm_up_rises_to_the_top_and_then_the_decay_begins(schedule):
     found = rates(schedule, 4, 5, warmup_ratio=0.25)  # 5 of 20 steps
-    assert all(later > earlier for earlier, later in zip(found[:5], found[1:6], strict=True))
+    assert all(later > earlier for earlier, later in pairwise(found[:6]))
     assert 0 < found[0] < 0.5
     assert found[5] == max(found) == 0.5
 

@@ -68,18 +68,16 @@ def chat(
     ADAPTER: any PEFT LoRA folder; the base model is the one that its adapter_config.json names.
     With --prompt, or text on standard input, it answers once and leaves; else it is a conversation.
     """
-    from fedit.process import silence_libraries
-
-    silence_libraries()
     question = _question(prompt)
-    with working("loading the model …"):
+    with working("reading the adapter …"):
         from fedit.chatting import Chat, Sampling, find_tuned
 
         tuned = find_tuned(folder, model=model, template=template)
-        talk = Chat(tuned, system=system, say=lambda text: notes().print(text, style="dim"))
-        talk.use_base(base)
     if tuned.note:
         notes().print(tuned.note, style="yellow")
+    with working("loading the model …"):
+        talk = Chat(tuned, system=system, say=lambda text: notes().print(text, style="dim"))
+        talk.use_base(base)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     out = console()
     if question is not None:
@@ -111,7 +109,13 @@ def converse(talk: "Chat", out: Console, sampling: "Sampling", read: Callable[[s
 
 def writer(out: Console) -> Callable[[str], None]:
     """Return a function that shows pieces of an answer as they come."""
-    return lambda text: out.out(_CONTROLS.sub("", text), end="", highlight=False)
+
+    def write(text: str) -> None:
+        # Straight to the file: rich would turn tabs into spaces.
+        out.file.write(_CONTROLS.sub("", text))
+        out.file.flush()
+
+    return write
 
 
 def _answer(talk: "Chat", out: Console, sampling: "Sampling", question: str) -> None:

@@ -127,9 +127,6 @@ def stats(job: JobArgument = None, overrides: Overrides = None, as_json: AsJson 
 
 
 def _config(job: str | None, overrides: list[str] | None) -> "RunConfig":
-    from fedit.process import silence_libraries
-
-    silence_libraries()
     return read_job(job, overrides or []).config
 
 

@@ -70,9 +70,5 @@ def _print(out: Console, check: "Check") -> None:
 def _print_verdict(out: Console, found: "list[Check]") -> None:
     counts = Counter(check.status for check in found)
     out.print()
-    if counts["problem"]:
-        out.print(f"{counts['problem']} problems and {counts['warning']} warnings", style="bold red")
-    elif counts["warning"]:
-        out.print(f"no problems, {counts['warning']} warnings", style="bold yellow")
-    else:
-        out.print("all is well", style="bold green")
+    style = "red" if counts["problem"] else "yellow" if counts["warning"] else "green"
+    out.print(f"problems: {counts['problem']}, warnings: {counts['warning']}", style=f"bold {style}")

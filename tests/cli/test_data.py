@@ -111,7 +111,7 @@ def test_many_clients_are_shown_by_category(fedit, tiny, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"do {i}", "output": "x", "category": f"c{i % 4}"} for i in range(120)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = fedit("data", "partition", f"dataset={path}", f"model={tiny}", "num_clients=40", "held_out=0")
+    outcome = fedit("data", "partition", f"dataset={path}", f"model={tiny}", "num_clients=40", "held_out=1")
     assert outcome.code == 0
     assert "40 clients" in outcome.out
     assert "client-0" not in outcome.out
@@ -121,7 +121,7 @@ def test_many_categories_are_shown_by_client(fedit, tiny, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"do {i}", "output": "x", "category": f"category {i % 20}"} for i in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    outcome = fedit("data", "partition", f"dataset={path}", f"model={tiny}", "num_clients=3", "held_out=0")
+    outcome = fedit("data", "partition", f"dataset={path}", f"model={tiny}", "num_clients=3", "held_out=1")
     assert outcome.code == 0
     assert outcome.out.splitlines()[0].split() == ["client", "rows", "categories", "most", "of"]
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from tiny import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_rows
 
 from fedit.data.tokens import TokenRow
 from fedit.model.batch import collate, micro_batches
