@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from fedit.process import set_environment
 
 if TYPE_CHECKING:
-    from fedit.api import load_config, resume, run
     from fedit.config import RunConfig
     from fedit.data.examples import Corpus, Example, Message
     from fedit.errors import FeditError
+    from fedit.launch import Result, resume, run
     from fedit.rounds import run_rounds
-    from fedit.run import Result
+    from fedit.settings import load_config
     from fedit.strategies.base import Strategy
     from fedit.types import (
         Broadcast,
@@ -46,14 +46,14 @@ _HOMES = {
     "FeditError": "fedit.errors",
     "LocalTraining": "fedit.types",
     "Message": "fedit.data.examples",
-    "Result": "fedit.run",
+    "Result": "fedit.launch",
     "RunConfig": "fedit.config",
     "ServerState": "fedit.types",
     "Strategy": "fedit.strategies.base",
     "Updates": "fedit.updates",
-    "load_config": "fedit.api",
-    "resume": "fedit.api",
-    "run": "fedit.api",
+    "load_config": "fedit.settings",
+    "resume": "fedit.launch",
+    "run": "fedit.launch",
     "run_rounds": "fedit.rounds",
 }
 

@@ -22,7 +22,7 @@ from fedit.model.adapted import AdaptedModel
 from fedit.model.export import CONFIG, WEIGHTS, read_adapter, read_adapter_config
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import DEFAULT_MODEL, resolve_model
-from fedit.run import read_config
+from fedit.runfolder import read_config
 from fedit.types import Tensors
 
 _DEFAULT_AS_PUBLISHED = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -153,8 +153,8 @@ def smoke_run(model: str | None, say: Callable[[str], None]) -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix="fedit-doctor-", ignore_cleanup_errors=True) as scratch:
         try:
             from fedit import settings
+            from fedit.launch import run
             from fedit.model.export import read_adapter
-            from fedit.run import run
 
             result = run(settings.load(None, overrides).config, Path(scratch) / "run")
             adapter = read_adapter(result.adapter)

@@ -130,7 +130,8 @@ def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
 
 def _worker(job: Job, arm: Arm, folder: Path) -> Worker:
     data = {
-        client: [row for member in members for row in job.tokens(job.clients[member])]
+        # A row without a target, all of whose answer was cut away, teaches nothing.
+        client: [row for member in members for row in job.tokens(job.clients[member]) if row.supervised.any()]
         for client, members in arm.clients.items()
     }
     return Worker(

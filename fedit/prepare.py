@@ -294,10 +294,17 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
 
 def _check_context(config: RunConfig, source: ModelSource) -> None:
     limit = context_length(source)
-    if limit is not None and config.max_length > limit:
+    if limit is None:
+        return
+    if config.max_length > limit:
         raise ConfigError(
             f"max_length is {config.max_length}, but model '{config.model}' reads at most {limit} tokens; "
             f"set max_length to {limit} or less."
+        )
+    if (config.exact_match or config.compare) and config.max_length + config.max_new_tokens > limit:
+        raise ConfigError(
+            f"max_length {config.max_length} and max_new_tokens {config.max_new_tokens} are more than the {limit} "
+            f"tokens that model '{config.model}' reads; lower one of them."
         )
 
 

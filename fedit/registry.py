@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -35,13 +36,14 @@ def build(kind: str, name: str, options: Mapping[str, object], table: Mapping[st
     """
     cls = find(kind, name, table, base)
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
     for option, value in options.items():
         if option not in fields:
             known = ", ".join(sorted(fields)) or "none"
             raise ConfigError(
                 f"{kind} '{name}' has no option '{option}'{did_you_mean(option, fields)} Its options: {known}."
             )
-        _check_type(kind, name, option, value, fields[option].type)
+        _check_type(kind, name, option, value, types[option])
     missing = [f.name for f in fields.values() if f.name not in options and _must_be_given(f)]
     if missing:
         raise ConfigError(f"{kind} '{name}' needs {kind}_options for: {', '.join(missing)}.")

@@ -87,6 +87,18 @@ def load(
     return Settings(config, origins)
 
 
+def load_config(job: str | Path | None = None, **changes: object) -> RunConfig:
+    """Return the settings of a job file or recipe with ``changes``; the Python twin of the command line.
+
+    >>> load_config("demo", num_rounds=2).num_rounds
+    2
+
+    Raises:
+        ConfigError: all that is wrong.
+    """
+    return load(job, flags=changes).config
+
+
 def from_values(values: Mapping[str, object], where: str) -> RunConfig:
     """Return the config of plain values; used for run folders.
 

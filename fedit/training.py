@@ -64,7 +64,7 @@ def batches(num_rows: int, batch_size: int, seed: int, start: int) -> Iterator[l
 
 
 class Trainer:
-    """Trains the adapter that is loaded in a model; keeps what was learnt about memory."""
+    """Trains the adapter that is loaded in a model."""
 
     def __init__(self, model: AdaptedModel) -> None:
         self.model = model
@@ -93,6 +93,8 @@ class Trainer:
             TrainingFailed: the loss or a gradient is not finite, or memory does not suffice for one example.
         """
         model, progress = self.model, Progress()
+        # Found anew by every client: how a batch is cut must not depend on who trained before.
+        self._most_rows = None
         for name, parameter in model.parameters.items():
             parameter.requires_grad_(name in trainable)
         params = {name: model.parameters[name] for name in trainable}
@@ -105,10 +107,11 @@ class Trainer:
         try:
             while (done := progress.tokens if training.tokens else progress.steps) < total:
                 chosen = next(stream)
-                rate = learning_rate(training, round, done, total)
+                batch = [rows[i] for i in chosen]
+                ahead = sum(len(row.ids) for row in batch) if training.tokens else 1
+                rate = learning_rate(training, round, done, total, ahead)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                batch = [rows[i] for i in chosen]
                 nll, supervised = self._gradients(batch, training, seeds.derive(noise_seed, progress.steps))
                 grads = {name: p.grad for name, p in params.items() if p.grad is not None}
                 correct(params, grads)
@@ -143,7 +146,9 @@ class Trainer:
             release_memory(self.model.device)
             self._most_rows = max(1, most // 2)
             log.warning(
-                "out of memory with %d examples a pass; doing the step again with %d", most, self._most_rows
+                "out of memory with %d examples a pass; doing the step again with %d (see micro_batch_size)",
+                most,
+                self._most_rows,
             )
 
     def _accumulate(self, rows: Sequence[TokenRow], most_rows: int, supervised: int, seed: int) -> float:

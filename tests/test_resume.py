@@ -15,8 +15,8 @@ from tiny import save_model, write_rows
 
 from fedit import checkpoint
 from fedit.errors import ConfigError, RunFolderError, UserError
+from fedit.launch import resume, run
 from fedit.model.export import read_adapter
-from fedit.run import resume, run
 
 
 class Killed(BaseException):
@@ -138,7 +138,7 @@ def test_a_run_killed_while_it_reports_is_only_reported_again(config, tmp_path, 
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedit.run.write_summary", stop)
+        patch.setattr("fedit.launch.write_summary", stop)
         with pytest.raises(Killed):
             run(config, tmp_path / "r")
     monkeypatch.setattr("fedit.training.Trainer.train", stop)
@@ -275,7 +275,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 from fedit import settings
-from fedit.run import run, resume
+from fedit.launch import run, resume
 from pathlib import Path
 folder = Path(sys.argv[2])
 def slowly(event):

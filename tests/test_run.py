@@ -12,8 +12,8 @@ from tiny import write_rows
 
 from fedit import checkpoint, settings
 from fedit.errors import ConfigError, DataError, RoundError, RunFolderError, UserError
+from fedit.launch import read_config, resume, run
 from fedit.model.export import read_adapter
-from fedit.run import read_config, resume, run
 from fedit.training import Trainer, TrainingFailed
 
 
@@ -227,7 +227,7 @@ def test_people_get_a_report_with_pictures(finished):
 
 def test_a_finished_run_is_returned_and_nothing_is_done(finished, monkeypatch):
     _, result, _ = finished
-    monkeypatch.setattr("fedit.run.prepare", lambda config: pytest.fail("a finished run was prepared again"))
+    monkeypatch.setattr("fedit.launch.prepare", lambda config: pytest.fail("a finished run was prepared again"))
     assert resume(result.folder).summary == result.summary
 
 

@@ -29,10 +29,10 @@ def _root(
         raise typer.Exit
 
 
-app.command("run")(run.run)
-app.command("resume")(run.resume)
-app.command("show")(run.show)
-app.command("list")(listing.list_names)
+app.command("run", epilog=run.EPILOG)(run.run)
+app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
+app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
+app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
-app.command("chat")(chat.chat)
-app.command("doctor")(doctor.doctor)
+app.command("chat", epilog=chat.EPILOG)(chat.chat)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

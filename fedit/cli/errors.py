@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -18,6 +17,12 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 
+# typer brings its own copy of click in some versions; its own exceptions lead to the right base class.
+_USAGE_ERROR: type[typer.BadParameter] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
+
+
 class Interrupted(Exception):
     """The user pressed Ctrl-C; the message says how to go on."""
 
@@ -28,10 +33,10 @@ def run_and_exit(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
     silence_libraries()
     try:
         result = app(args=list(arguments), standalone_mode=False)
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _say("interrupted", "")
         sys.exit(EXIT_INTERRUPTED)
     except Interrupted as error:

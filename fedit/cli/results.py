@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedit.cli.live import duration
-from fedit.run import Result
+from fedit.launch import Result
 
 
 def print_result(console: Console, result: Result) -> None:

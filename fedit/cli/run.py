@@ -28,7 +28,7 @@ Out = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on standard output, nothing else.")]
 
-RUN_EPILOG = """Examples:
+EPILOG = """Examples:
 
 fedit run demo --out runs/first
 
@@ -69,7 +69,7 @@ def resume(
 
     A finished run is left alone. Settings, data and model must be what they were.
     """
-    from fedit.run import read_config, read_summary
+    from fedit.runfolder import read_config, read_summary
 
     if (folder / "run.json").is_file() and (summary := read_summary(folder)) is not None:
         if as_json:
@@ -131,8 +131,8 @@ def _execute(settings: Settings, folder: Path, *, resumed: bool, as_json: bool) 
     console = Console(stderr=as_json)
     from fedit.cli.live import live
     from fedit.cli.results import print_result
-    from fedit.run import resume as go_on
-    from fedit.run import run as start
+    from fedit.launch import resume as go_on
+    from fedit.launch import run as start
 
     try:
         with live(console, settings.config) as listener:

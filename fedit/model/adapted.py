@@ -57,7 +57,8 @@ class AdaptedModel:
             use_rslora=rslora,
             bias="none",
         )
-        self._model = peft.get_peft_model(base.model, self.config, adapter_name=ADAPTER)
+        with torch.random.fork_rng():  # PEFT draws factors that `initial` replaces
+            self._model = peft.get_peft_model(base.model, self.config, adapter_name=ADAPTER)
         self.parameters = self._find_parameters()
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})

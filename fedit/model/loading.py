@@ -4,12 +4,15 @@ import json
 import logging
 import platform
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fedit.errors import ConfigError, ModelError
-from fedit.model.hardware import choose_device, choose_dtype
+from fedit.model.hardware import choose_device, choose_dtype, is_out_of_memory
 from fedit.model.sources import ModelSource
 
 log = logging.getLogger(__name__)
@@ -83,13 +86,24 @@ def load_base(
         options["device_map"] = {"": target}
     try:
         options["config"] = _without_dropout(AutoConfig.from_pretrained(source.path, local_files_only=True))
-        model = AutoModelForCausalLM.from_pretrained(source.path, **options)
-    except (OSError, ValueError, KeyError) as error:
+        loaded = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"model '{source.name}' cannot be loaded as a causal language model: {error}") from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+    if missing := sorted(report["missing_keys"]):
+        # transformers would make them up, differently on every machine.
+        raise ModelError(
+            f"model '{source.name}' lacks {len(missing)} weights, among them {missing[0]}; "
+            "its files are not complete."
+        )
     if bits == 16:
         model.to(device=target)  # type: ignore[call-arg]  # the decorated method hides its signature
     model.requires_grad_(False)
     model.eval()
+    # What a base's makers like in a chat (sampling, penalties) must not change greedy answers that are graded.
+    model.generation_config = GenerationConfig()
     return Base(source, model, tokenizer or load_tokenizer(source), target, precision)
 
 

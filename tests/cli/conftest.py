@@ -12,7 +12,7 @@ from tiny import write_rows
 from fedit import settings
 from fedit.cli.app import app
 from fedit.cli.errors import run_and_exit
-from fedit.run import run
+from fedit.launch import run
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def printable(text):
 @pytest.mark.slow
 def test_the_default_model_answers_a_question(tmp_path, capsys):
     from fedit import settings
-    from fedit.run import run
+    from fedit.launch import run
 
     config = settings.load(
         None,

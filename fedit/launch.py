@@ -1,17 +1,10 @@
 """A run, from settings to a folder that tells all: prepare, federate, compare, report."""
 
-import json
-import os
-import platform
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import yaml
-
-from fedit import arms, checkpoint, settings
+from fedit import arms, checkpoint
 from fedit.config import RunConfig
 from fedit.data.examples import fingerprint
 from fedit.data.manifest import Partition
@@ -19,13 +12,30 @@ from fedit.errors import RunFolderError
 from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import Arm, Trained, train
-from fedit.files import reason, remove_leftovers, safe_name, write_json, write_text
+from fedit.files import remove_leftovers, safe_name, write_json, write_text
 from fedit.model.export import save_adapter
 from fedit.prepare import Job, prepare
 from fedit.report.summary import ArmResult, summarise, write_summary
+from fedit.runfolder import (
+    check_writable,
+    environment,
+    identity_of,
+    only_worker,
+    read_config,
+    read_identity,
+    read_summary,
+    settings_hash,
+    to_yaml,
+)
 from fedit.scoring import answer_held_out
 
-PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+CHANGES = {
+    "data": "the data",
+    "model": "the base model",
+    "template": "the prompt template",
+    "strategy": "the strategy's own file",
+}
+"""Part of a run's identity -> its name in the message that it changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +64,14 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
         raise RunFolderError(
             f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
         )
-    _check_writable(folder)
-    job = prepare(config, _teller(listener))
-    write_text(folder / "resolved.yaml", _to_yaml(config))
-    write_json(folder / "environment.json", environment())
-    job.partition.save(folder / "partition.json")
-    write_json(folder / "run.json", _identity(job))
-    return _go(job, folder, listener)
+    check_writable(folder)
+    with only_worker(folder):
+        job = prepare(config, _teller(listener))
+        write_text(folder / "resolved.yaml", to_yaml(config))
+        write_json(folder / "environment.json", environment())
+        job.partition.save(folder / "partition.json")
+        write_json(folder / "run.json", identity_of(job))
+        return _go(job, folder, listener)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -70,72 +81,31 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
         RunFolderError: the folder holds no run, or its settings, data or model changed.
     """
     folder = Path(folder)
-    identity = _read_identity(folder)
+    identity = read_identity(folder)
     if (finished := read_summary(folder)) is not None:
         return Result(folder, finished)
-    for place in (folder, *folder.glob("arms/*")):
-        remove_leftovers(place)
+    with only_worker(folder):
+        for place in (folder, *folder.glob("arms/*")):
+            remove_leftovers(place)
+        return _go(_prepare_again(folder, identity, _teller(listener)), folder, listener)
+
+
+def _prepare_again(folder: Path, identity: Mapping[str, object], say: Callable[[str], None]) -> Job:
+    """Return the job of an interrupted run, after making sure that it is still the same one."""
     config = read_config(folder)
-    if _settings_hash(config) != identity.get("settings"):
+    if settings_hash(config) != identity.get("settings"):
         raise RunFolderError(
             f"the settings in {folder / 'resolved.yaml'} changed since the run began; start a new run."
         )
     threads = identity.get("num_threads")
-    job = prepare(
-        config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}),
-        _teller(listener),
-    )
-    now = _identity(job)
-    for part, words in (("data", "the data"), ("model", "the base model"), ("template", "the prompt template")):
+    job = prepare(config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}), say)
+    now = identity_of(job)
+    for part, words in CHANGES.items():
         if now[part] != identity.get(part):
             raise RunFolderError(f"{words} changed since the run in {folder} began; start a new run.")
     if Partition.load(folder / "partition.json").hash != job.partition.hash:
         raise RunFolderError(f"the partition in {folder / 'partition.json'} is not the one these settings give.")
-    return _go(job, folder, listener)
-
-
-def read_config(folder: Path) -> RunConfig:
-    """Return the settings of the run in ``folder``.
-
-    Raises:
-        RunFolderError: they cannot be read.
-    """
-    path = folder / "resolved.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise RunFolderError(f"{path} holds no settings.")
-    return settings.from_values(values, str(path))
-
-
-def read_summary(folder: Path) -> dict[str, object] | None:
-    """Return the content of ``summary.json``; None while the run is not finished."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    return content if isinstance(content, dict) else None
-
-
-def environment() -> dict[str, object]:
-    """Return versions and machine, as they bear on results."""
-    versions: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "cores": os.cpu_count() or 1,
-        "packages": versions,
-    }
+    return job
 
 
 def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
@@ -211,7 +181,7 @@ def _save_adapter(job: Job, trained: Trained, folder: Path) -> None:
         "partition": f"{job.partition.scheme} ({job.partition.hash[:12]})",
     }
     save_adapter(
-        job.model, trained.adapter, folder, facts=facts, settings_yaml=_to_yaml(_without_paths(job.config))
+        job.model, trained.adapter, folder, facts=facts, settings_yaml=to_yaml(_without_paths(job.config))
     )
 
 
@@ -227,49 +197,3 @@ def _without_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={name: Path(path).name for name, path in paths.items() if path is not None and Path(path).exists()}
     )
-
-
-def _identity(job: Job) -> dict[str, object]:
-    return {
-        "version": 1,
-        "fedit": version("fedit"),
-        "settings": _settings_hash(job.config),
-        "data": fingerprint(job.corpus.all()),
-        "model": job.source.fingerprint,
-        "template": job.template.fingerprint,
-        "num_threads": job.num_threads,
-    }
-
-
-def _read_identity(folder: Path) -> dict[str, object]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise RunFolderError(f"{folder} holds no run: there is no {path.name} in it.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{path} is not a run's identity.")
-    return content
-
-
-def _settings_hash(config: RunConfig) -> str:
-    import hashlib
-
-    values = config.model_dump(mode="json", exclude={"num_threads"})
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.tmp"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error

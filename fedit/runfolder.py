@@ -1,0 +1,151 @@
+"""What makes a folder a run: its settings, who may work in it, and the identity that a resume must find again."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from fedit import settings
+from fedit.config import RunConfig
+from fedit.data.examples import fingerprint
+from fedit.errors import RunFolderError
+from fedit.files import reason
+from fedit.prepare import Job
+
+PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+@contextmanager
+def only_worker(folder: Path) -> Iterator[None]:
+    """Hold the folder while the block lasts; a lock dies with its process.
+
+    Raises:
+        RunFolderError: another process works in it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunFolderError(
+            f"another process is working in {folder}; wait for it or choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the settings of the run in ``folder``.
+
+    Raises:
+        RunFolderError: they cannot be read.
+    """
+    path = folder / "resolved.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{path} holds no settings.")
+    return settings.from_values(values, str(path))
+
+
+def read_summary(folder: Path) -> dict[str, object] | None:
+    """Return the content of ``summary.json``; None while the run is not finished."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, dict) else None
+
+
+def environment() -> dict[str, object]:
+    """Return versions and machine, as they bear on results."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "cores": os.cpu_count() or 1,
+        "packages": versions,
+    }
+
+
+def identity_of(job: Job) -> dict[str, object]:
+    """Return fingerprints of all that must be the same when a run goes on."""
+    return {
+        "version": 1,
+        "fedit": version("fedit"),
+        "settings": settings_hash(job.config),
+        "data": fingerprint(job.corpus.all()),
+        "model": job.source.fingerprint,
+        "template": job.template.fingerprint,
+        "strategy": _own_code(job.config.strategy),
+        "num_threads": job.num_threads,
+    }
+
+
+def read_identity(folder: Path) -> dict[str, object]:
+    """Return the identity that the run in ``folder`` began with.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} holds no run: there is no {path.name} in it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} is not a run's identity.")
+    return content
+
+
+def settings_hash(config: RunConfig) -> str:
+    """Return the SHA-256 of all settings that bear on results."""
+    values = config.model_dump(mode="json", exclude={"num_threads"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return all settings as a job file."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and try to write in it.
+
+    Raises:
+        RunFolderError: that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error
+
+
+def _own_code(strategy: str) -> str | None:
+    """Return the SHA-256 of a strategy's file where the user gave one."""
+    path = Path(strategy.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in strategy else None
