@@ -10,8 +10,6 @@ EXTRAS ?= all
 TORCH_CPU_INDEX ?=
 # Byte code is written once at installation; without it every start imports PyTorch from source for 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
-# Threads that spin while waiting slow down whatever else runs on the same cores.
-export OMP_WAIT_POLICY ?= passive
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: setup demo test test-slow check fix docs-check bench hooks clean help

@@ -180,6 +180,8 @@ class RunConfig(BaseModel):
     """Server states to keep, newest first, and the best; 0 keeps all."""
     num_threads: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """CPU threads. Default: one a core. Results are bit for bit the same only with the same number."""
+    num_workers: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
+    """Processes that train baselines side by side, one thread each. Default: one a core on the CPU; 1: none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

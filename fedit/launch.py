@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedit import arms, checkpoint
+from fedit.comparison import compare, score_arm, score_base, write_adapter
 from fedit.config import RunConfig
-from fedit.data.examples import fingerprint
 from fedit.data.manifest import Partition
 from fedit.errors import RunFolderError
 from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
-from fedit.federation import Arm, Trained, train
-from fedit.files import remove_leftovers, safe_name, write_json, write_text
-from fedit.model.export import save_adapter
+from fedit.federation import train
+from fedit.files import remove_leftovers, write_json, write_text
 from fedit.prepare import Job, prepare
-from fedit.report.summary import ArmResult, summarise, write_summary
+from fedit.report.summary import summarise, write_summary
 from fedit.runfolder import (
     check_writable,
     environment,
@@ -27,7 +26,6 @@ from fedit.runfolder import (
     settings_hash,
     to_yaml,
 )
-from fedit.scoring import answer_held_out
 
 CHANGES = {
     "data": "the data",
@@ -115,10 +113,9 @@ def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
     expected = estimate(job, job.config.num_rounds - done)
     log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
     federated = train(job, arms.federated(job), folder, log)
-    _save_adapter(job, federated, folder / "adapter")
-    results = [_base(job, federated, folder, log), _score(job, arms.FEDERATED, federated, folder, log)]
-    for arm in arms.baselines(job, federated.events) if job.config.compare else []:
-        results.append(_baseline(job, arm, folder, listener))
+    write_adapter(job, federated, folder / "adapter")
+    results = [score_base(job, federated, folder, log), score_arm(job, arms.FEDERATED, federated, folder, log)]
+    results += compare(job, federated, folder, listener)
     log.tell("reporting", federated.round)
     content = summarise(job, federated, results)
     log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)
@@ -134,66 +131,3 @@ def _teller(listener: Listener | None) -> Callable[[str], None]:
             listener({"event": "preparing", "round": 0, "text": text})
 
     return say
-
-
-def _baseline(job: Job, arm: Arm, folder: Path, listener: Listener | None) -> ArmResult:
-    kind, _, client = arm.name.partition(":")
-    own = folder / "arms" / (f"{kind}.{safe_name(client)}" if client else kind)
-    log = EventLog(own, listener, arm=arm.name)
-    trained = train(job, arm, own, log)
-    _save_adapter(job, trained, own / "adapter")
-    return _score(job, arm.name, trained, own, log)
-
-
-def _base(job: Job, federated: Trained, folder: Path, log: EventLog) -> ArmResult:
-    """Return the base model's scores: those of round 0, whose adapter changes nothing."""
-    start = Trained(job.strategy.init(job.model.initial(job.config.seed)).adapter, 0, federated.events[:2])
-    return _score(job, "base", start, folder / "arms" / "base", log)
-
-
-def _score(job: Job, name: str, trained: Trained, folder: Path, log: EventLog) -> ArmResult:
-    """Return an arm's scores; answers that were generated before are read, not generated again."""
-    path = folder / "answers.json"
-    if not (job.config.exact_match or job.config.compare):
-        return ArmResult(name, trained, None)
-    stored = ArmResult.read(name, trained, path)
-    if stored is not None:
-        return stored
-    job.model.load(trained.adapter)
-    log.tell("answering", trained.round, subject=name, done=0, total=len(job.held_out))
-    answers = answer_held_out(
-        job, lambda done: log.tell("answering", trained.round, subject=name, done=done, total=len(job.held_out))
-    )
-    result = ArmResult(name, trained, answers)
-    result.write(path)
-    return result
-
-
-def _save_adapter(job: Job, trained: Trained, folder: Path) -> None:
-    facts = {
-        "dataset": Path(job.corpus.name).name if Path(job.corpus.name).exists() else job.corpus.name,
-        "data fingerprint": fingerprint(job.corpus.all()),
-        "base weights": _origin(job),
-        "base model fingerprint": job.source.fingerprint,
-        "prompt template": f"{job.template.name} ({job.template.fingerprint[:12]})",
-        "clients": str(len(job.clients)),
-        "rounds": str(trained.round),
-        "partition": f"{job.partition.scheme} ({job.partition.hash[:12]})",
-    }
-    save_adapter(
-        job.model, trained.adapter, folder, facts=facts, settings_yaml=to_yaml(_without_paths(job.config))
-    )
-
-
-def _origin(job: Job) -> str:
-    if job.source.origin == "wheel":
-        return f"4-bit GGUF from the PyPI package {job.source.revision}, dequantised"
-    return f"{job.source.origin}, revision {job.source.revision}" if job.source.revision else job.source.origin
-
-
-def _without_paths(config: RunConfig) -> RunConfig:
-    """Return settings for others to read: files of this machine by their names alone."""
-    paths = {name: getattr(config, name) for name in ("model", "dataset", "prompt_template", "partition_file")}
-    return config.model_copy(
-        update={name: Path(path).name for name, path in paths.items() if path is not None and Path(path).exists()}
-    )

@@ -1,12 +1,10 @@
-"""How the process behaves: threads that wait politely, quiet libraries."""
+"""How the process behaves: quiet libraries that send nothing anywhere."""
 
 import logging
 import os
 import warnings
 
 DEFAULTS = {
-    # Threads that spin while they wait make two busy programs on the same cores slower by a factor of five.
-    "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -16,7 +14,7 @@ DEFAULTS = {
 
 
 def set_environment() -> None:
-    """Set the environment's defaults; they count where PyTorch has not been imported yet."""
+    """Set the environment's defaults; they count where the libraries have not been imported yet."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 

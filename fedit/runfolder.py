@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fedit.errors import RunFolderError
 from fedit.files import reason
 from fedit.prepare import Job
 
+LOCK = "run.lock"
 PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -30,7 +31,7 @@ def only_worker(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: another process works in it.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -41,6 +42,8 @@ def only_worker(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        with suppress(OSError):
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -132,6 +132,7 @@ def make_config(tiny: Path, dataset: Path, cache: Path, no_pictures: None) -> Ca
             "learning_rate": 0.01,
             "held_out": 2,
             "max_length": 96,
+            "num_workers": 1,
             **changes,
         }
         return settings.from_values({name: v for name, v in values.items() if v is not None}, "test")

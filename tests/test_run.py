@@ -14,6 +14,7 @@ from fedit import checkpoint, settings
 from fedit.errors import ConfigError, DataError, RoundError, RunFolderError, UserError
 from fedit.launch import read_config, resume, run
 from fedit.model.export import read_adapter
+from fedit.runfolder import only_worker
 from fedit.training import Trainer, TrainingFailed
 
 
@@ -59,6 +60,7 @@ def finished(tmp_path_factory, tiny):
                 "max_new_tokens": 4,
                 "compare": ["local", "centralised"],
                 "compare_clients": 2,
+                "num_workers": 1,
             },
             "test",
         )
@@ -513,3 +515,9 @@ def test_a_strategy_from_a_file_runs(make_config, tmp_path):
     start, end = (checkpoint.load(tmp_path / "r" / "server", round).adapter for round in (0, 2))
     for name in start:
         assert torch.equal(start[name], end[name]) == name.endswith(".A")
+
+
+def test_two_processes_do_not_work_in_one_folder(make_config, tmp_path):
+    with only_worker(tmp_path), pytest.raises(RunFolderError, match="another process"):
+        run(make_config(), tmp_path)
+    assert not (tmp_path / "run.lock").exists()
