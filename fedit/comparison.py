@@ -115,7 +115,8 @@ def _num_workers(job: Job) -> int:
 def _train_side_by_side(waiting: Sequence[Arm], workers: int, folder: Path, listener: Listener | None) -> None:
     """Run each arm in a process of its own, ``workers`` at a time, and pass on the events they print."""
     names: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for arm in waiting:
+    # The long ones first, so that no worker is left with one at the end.
+    for arm in sorted(waiting, key=lambda arm: arm.name.startswith("local:")):
         names.put(arm.name)
     told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     running: list[subprocess.Popen[bytes]] = []

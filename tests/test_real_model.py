@@ -15,7 +15,9 @@ from fedit.launch import run
 
 DATA = os.environ.get("FEDIT_DATA")
 DOLLY = Path(DATA or "nowhere") / "dolly15k" / "dolly15k.jsonl"
-needs_dolly = pytest.mark.skipif(not DOLLY.is_file(), reason="FEDIT_DATA names no folder with dolly15k/dolly15k.jsonl")
+needs_dolly = pytest.mark.skipif(
+    not DOLLY.is_file(), reason="FEDIT_DATA names no folder with dolly15k/dolly15k.jsonl"
+)
 
 
 @pytest.mark.slow
