@@ -21,6 +21,8 @@ from fedit.report.summary import ArmResult
 from fedit.runfolder import read_config, to_yaml
 from fedit.scoring import answer_held_out
 
+_DONE = "arm_done"
+
 
 def compare(job: Job, federated: Trained, folder: Path, listener: Listener | None) -> list[ArmResult]:
     """Train and score the baselines that the job asks for; those that are done already are only read."""
@@ -120,24 +122,24 @@ def _train_side_by_side(waiting: Sequence[Arm], workers: int, folder: Path, list
         names.put(arm.name)
     told: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     running: list[subprocess.Popen[bytes]] = []
+    (folder / "arms").mkdir(exist_ok=True)
+    errors = open(folder / "arms" / "workers.log", "ab")  # noqa: SIM115  (closed when the workers are)
 
     def work() -> None:
-        while True:
-            try:
-                name = names.get_nowait()
-            except queue.Empty:
-                told.put(None)
-                return
-            command = [sys.executable, "-m", "fedit.comparison", str(folder), name]
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            ) as process:
-                running.append(process)
+        command = [sys.executable, "-m", "fedit.comparison", str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
+            running.append(process)
+            while (name := _next(names)) is not None and _give(process, name):
                 for line in process.stdout or ():
-                    told.put(json.loads(line))
+                    event = json.loads(line)
+                    if event["event"] == _DONE:
+                        break
+                    told.put(event)
+            told.put(None)
 
-    for _ in range(workers):
-        threading.Thread(target=work, daemon=True).start()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
         finished = 0
         while finished < workers:
@@ -147,30 +149,54 @@ def _train_side_by_side(waiting: Sequence[Arm], workers: int, folder: Path, list
             elif listener is not None:
                 listener(event)
     finally:
-        while not names.empty():
-            names.get_nowait()
+        while _next(names) is not None:
+            pass
         for process in running:
             process.terminate()
+        for thread in threads:
+            thread.join()
+        errors.close()
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of the pipe closes."""
-    sys.stdin.buffer.read()
-    os._exit(1)
+def _next(names: "queue.SimpleQueue[str]") -> str | None:
+    try:
+        return names.get_nowait()
+    except queue.Empty:
+        return None
 
 
-def _main(folder: Path, name: str) -> None:
-    """Train and score one arm of the run in ``folder``; print its events as JSON lines."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _give(process: "subprocess.Popen[bytes]", name: str) -> bool:
+    """Name a worker's next arm; False when the worker is gone."""
+    try:
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(name).encode() + b"\n")
+            process.stdin.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _serve(folder: Path) -> None:
+    """Train and score the arms of the run in ``folder`` that are named on standard input; print events as JSON."""
+    named: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            named.put(json.loads(line))
+        # The end of the pipe: there is nothing more to do, or the process that started this one is gone.
+        os._exit(0)
 
     def tell(event: Event) -> None:
         print(json.dumps(event, default=str), flush=True)  # noqa: T201  (the parent reads it)
 
+    threading.Thread(target=read, daemon=True).start()
     job = prepare(read_config(folder).model_copy(update={"num_threads": 1}))
-    baselines = arms.baselines(job, EventLog(folder).read())
-    arm = next(arm for arm in baselines if arm.name == name)
-    train_and_score(job, arm, arm_folder(folder, name), tell)
+    baselines = {arm.name: arm for arm in arms.baselines(job, EventLog(folder).read())}
+    while True:
+        name = named.get()
+        train_and_score(job, baselines[name], arm_folder(folder, name), tell)
+        tell({"event": _DONE, "round": 0})
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2])
+    _serve(Path(sys.argv[1]))

@@ -22,7 +22,7 @@ from fedit.types import LocalTraining, Tensors
 
 log = logging.getLogger(__name__)
 
-TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+TOKENS_PER_PASS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 
 
 class TrainingFailed(FeditError):

@@ -67,11 +67,13 @@ def load_base(
     device: str = "auto",
     dtype: str = "auto",
     bits: int = 16,
+    attention: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
     """Load the base model once, frozen, in evaluation mode.
 
-    bits: 16 keeps ``dtype``; 8 and 4 quantise the linear layers through bitsandbytes (4: NF4).
+    bits:      16 keeps ``dtype``; 8 and 4 quantise the linear layers through bitsandbytes (4: NF4).
+    attention: transformers' name of an implementation; None: its own choice.
 
     Raises:
         ModelError: the folder holds no causal language model.
@@ -81,6 +83,8 @@ def load_base(
     precision = choose_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
     options: dict[str, object] = {"dtype": precision, "local_files_only": True, "use_safetensors": True}
+    if attention is not None:
+        options["attn_implementation"] = attention
     if bits != 16:
         options["quantization_config"] = _quantization(bits, precision, target)
         options["device_map"] = {"": target}
