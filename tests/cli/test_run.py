@@ -174,9 +174,10 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
 
     answer_held_out(ready)
     elsewhere = {
-        "dataset_split": "load_rows",
-        "exact_match": "run._score",
+        "dataset_split": "hub data sets",
+        "exact_match": "the launch of a run",
         "num_clusters": "partitioner cluster",
+        "num_workers": "baselines in processes",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 
