@@ -106,6 +106,11 @@ def load_base(
         model.to(device=target)  # type: ignore[call-arg]  # the decorated method hides its signature
     model.requires_grad_(False)
     model.eval()
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights at the first evaluation on such a CPU; its product over the repacked
+        # weights has no backward, so that gradients below would silently be lost.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # a flag of its layers
     # What a base's makers like in a chat (sampling, penalties) must not change greedy answers that are graded.
     model.generation_config = GenerationConfig()
     return Base(source, model, tokenizer or load_tokenizer(source), target, precision)
