@@ -20,8 +20,8 @@ from fedit.prepare import prepare
 from fedit.training import Trainer
 from fedit.types import LocalTraining
 
-REPEATS = 3
-STEPS = 4
+REPEATS = 2
+STEPS = 2
 HISTORY = Path(__file__).parent / "history.jsonl"
 
 
