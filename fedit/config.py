@@ -68,6 +68,9 @@ class RunConfig(BaseModel):
     gradient_checkpointing: bool = Field(False, json_schema_extra=_in("model"))
     """Recompute activations in the backward pass: less memory, more time."""
 
+    fast_path: bool = Field(True, json_schema_extra=_in("model"))
+    """Train Llama-like models through fedit's own passes; off: through transformers and PEFT, as all others."""
+
     # --- data ---
     dataset: str = Field("skills", json_schema_extra=_in("data"))
     """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills."""

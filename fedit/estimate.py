@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fedit.data.tokens import TokenRow
-from fedit.model.batch import collate
 from fedit.objectives import negative_log_likelihood
 from fedit.prepare import Job
 
@@ -72,7 +71,7 @@ def _fill(rows: Sequence[TokenRow]) -> list[TokenRow]:
 def _time_training(job: Job, rows: Sequence[TokenRow]) -> float:
     model = job.model
     started = time.perf_counter()
-    batch = collate(rows, packed=model.packs).to(model.device)
+    batch = model.collate(rows)
     negative_log_likelihood(model, batch).backward()
     if model.device.type == "cuda":
         torch.cuda.synchronize()

@@ -301,6 +301,7 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
         targets=config.lora_target_modules,
         rslora=config.use_rslora,
         gradient_checkpointing=config.gradient_checkpointing,
+        fast_path=config.fast_path,
     )
 
 

@@ -14,15 +14,12 @@ from fedit import seeds
 from fedit.data.tokens import TokenRow
 from fedit.errors import FeditError
 from fedit.model.adapted import AdaptedModel
-from fedit.model.batch import collate, micro_batches
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.objectives import negative_log_likelihood
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
 
 log = logging.getLogger(__name__)
-
-TOKENS_PER_PASS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 
 
 class TrainingFailed(FeditError):
@@ -63,6 +60,107 @@ def batches(num_rows: int, batch_size: int, seed: int, start: int) -> Iterator[l
             position += 1
 
 
+@dataclass(frozen=True, slots=True)
+class LocalJob:
+    """What one client trains in one round.
+
+    batches_seen:    batches of its stream that earlier rounds took.
+    data_seed:       fixes the client's order of rows for the whole run; noise_seed: the dropout of this round.
+    trainable:       names of the factors that are trained.
+    optimizer_state: as an earlier round returned it; empty: a fresh optimizer.
+    correct:         (parameters, gradients) -> None, changes gradients before they are clipped.
+    """
+
+    rows: Sequence[TokenRow]
+    training: LocalTraining
+    round: int
+    batches_seen: int
+    data_seed: int
+    noise_seed: int
+    trainable: Sequence[str]
+    optimizer_state: Tensors
+    correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
+
+
+class Optimisation:
+    """One client's way through its round: which rows come next, and what is done with their gradient."""
+
+    def __init__(self, job: LocalJob, parameters: Mapping[str, Tensor]) -> None:
+        training = job.training
+        self.job = job
+        self.progress = Progress()
+        self.parameters = {name: parameters[name] for name in job.trainable}
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in self.parameters)
+        self._optimizer = _optimizer(self.parameters, training)
+        _load_state(self._optimizer, self.parameters, job.optimizer_state)
+        per_epoch = math.ceil(len(job.rows) / training.batch_size)
+        self._total = training.tokens or training.steps or (training.epochs or 1) * per_epoch
+        self._stream = batches(len(job.rows), training.batch_size, job.data_seed, job.batches_seen)
+        self._chosen: list[int] = []
+
+    @property
+    def _done(self) -> int:
+        return self.progress.tokens if self.job.training.tokens else self.progress.steps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether steps are left."""
+        return self._done < self._total
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the present step's dropout."""
+        return seeds.derive(self.job.noise_seed, self.progress.steps)
+
+    def next_rows(self) -> list[TokenRow]:
+        """Return the rows of the next step and forget the last one's gradient.
+
+        Raises:
+            TrainingFailed: none of them has a supervised token.
+        """
+        self._chosen = next(self._stream)
+        self.forget_gradients()
+        rows = [self.job.rows[i] for i in self._chosen]
+        if num_supervised(rows) == 0:
+            raise TrainingFailed("a batch has no supervised token")
+        return rows
+
+    def forget_gradients(self) -> None:
+        """Let go of all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def step(self, rows: Sequence[TokenRow], nll: float) -> None:
+        """Take one optimizer step with the gradients that have been added up; nll: summed loss of ``rows``.
+
+        Raises:
+            TrainingFailed: the loss or a gradient is not finite.
+        """
+        training = self.job.training
+        if not math.isfinite(nll):
+            raise TrainingFailed(f"the training loss became {nll}")
+        tokens = sum(len(row.ids) for row in rows)
+        rate = learning_rate(training, self.job.round, self._done, self._total, tokens if training.tokens else 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        self.job.correct(self.parameters, grads)
+        if training.max_grad_norm > 0:
+            _clip(list(grads.values()), training.max_grad_norm, self.progress.steps)
+        self._optimizer.step()
+        _count(self.progress, rows, self._chosen, nll, rate)
+
+    def state(self) -> Tensors:
+        """Return the optimizer's state; empty unless it is to be kept."""
+        return _read_state(self._optimizer, self.parameters) if self.job.training.keep_optimizer else {}
+
+
+def num_supervised(rows: Sequence[TokenRow]) -> int:
+    """Return how many tokens of ``rows`` are targets."""
+    return sum(int(row.supervised[1:].sum()) for row in rows)
+
+
 class Trainer:
     """Trains the adapter that is loaded in a model."""
 
@@ -71,71 +169,38 @@ class Trainer:
         self._most_rows: int | None = None
 
     def train(
-        self,
-        rows: Sequence[TokenRow],
-        training: LocalTraining,
-        *,
-        round: int,
-        batches_seen: int,
-        data_seed: int,
-        noise_seed: int,
-        trainable: Sequence[str],
-        optimizer_state: Tensors,
-        correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None],
-        on_step: Callable[[Progress], None] = lambda progress: None,
+        self, job: LocalJob, on_step: Callable[[Progress], None] = lambda progress: None
     ) -> tuple[Progress, Tensors]:
         """Train until the round's steps, epochs or tokens are spent.
 
-        data_seed fixes the client's order of rows for the whole run, noise_seed the dropout of this round.
         Returns what was done and the optimizer's state (empty unless it is kept).
 
         Raises:
             TrainingFailed: the loss or a gradient is not finite, or memory does not suffice for one example.
         """
-        model, progress = self.model, Progress()
         # Found anew by every client: how a batch is cut must not depend on who trained before.
         self._most_rows = None
-        for name, parameter in model.parameters.items():
-            parameter.requires_grad_(name in trainable)
-        params = {name: model.parameters[name] for name in trainable}
-        optimizer = _optimizer(params, training)
-        _load_state(optimizer, params, optimizer_state)
-        per_epoch = math.ceil(len(rows) / training.batch_size)
-        total = training.tokens or training.steps or (training.epochs or 1) * per_epoch
-        stream = batches(len(rows), training.batch_size, data_seed, batches_seen)
-        model.train_mode(True)
+        own = Optimisation(job, self.model.parameters)
+        self.model.train_mode(True)
         try:
-            while (done := progress.tokens if training.tokens else progress.steps) < total:
-                chosen = next(stream)
-                batch = [rows[i] for i in chosen]
-                ahead = sum(len(row.ids) for row in batch) if training.tokens else 1
-                rate = learning_rate(training, round, done, total, ahead)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                nll, supervised = self._gradients(batch, training, seeds.derive(noise_seed, progress.steps))
-                grads = {name: p.grad for name, p in params.items() if p.grad is not None}
-                correct(params, grads)
-                if training.max_grad_norm > 0:
-                    _clip(list(grads.values()), training.max_grad_norm, progress.steps)
-                optimizer.step()
-                _count(progress, batch, chosen, nll, supervised, rate)
-                on_step(progress)
+            while own.goes_on:
+                rows = own.next_rows()
+                own.step(rows, self._gradients(own, rows))
+                on_step(own.progress)
         finally:
-            model.train_mode(False)
-            for parameter in model.parameters.values():
+            self.model.train_mode(False)
+            for parameter in self.model.parameters.values():
                 parameter.requires_grad_(True)
                 parameter.grad = None
-        return progress, _read_state(optimizer, params) if training.keep_optimizer else {}
+        return own.progress, own.state()
 
-    def _gradients(self, rows: Sequence[TokenRow], training: LocalTraining, seed: int) -> tuple[float, int]:
-        """Fill ``grad`` with the gradient of the mean loss over the step's supervised tokens."""
-        supervised = sum(int(row.supervised[1:].sum()) for row in rows)
-        if supervised == 0:
-            raise TrainingFailed("a batch has no supervised token")
+    def _gradients(self, own: Optimisation, rows: Sequence[TokenRow]) -> float:
+        """Fill ``grad`` with the gradient of the mean loss over the step's supervised tokens; return the sum."""
         while True:
-            most = min(x for x in (training.micro_batch_size, self._most_rows, len(rows)) if x is not None)
+            given = own.job.training.micro_batch_size
+            most = min(x for x in (given, self._most_rows, len(rows)) if x is not None)
             try:
-                return self._accumulate(rows, most, supervised, seed), supervised
+                return self._accumulate(own, rows, most)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -151,23 +216,17 @@ class Trainer:
                 self._most_rows,
             )
 
-    def _accumulate(self, rows: Sequence[TokenRow], most_rows: int, supervised: int, seed: int) -> float:
-        model = self.model
-        for parameter in model.parameters.values():
-            parameter.grad = None
-        budget = TOKENS_PER_PASS[model.device.type]
-        total = 0.0
-        passes = micro_batches(rows, most_tokens=budget, most_rows=most_rows, packed=model.packs)
-        for index, members in enumerate(passes):
-            batch = collate([rows[i] for i in members], packed=model.packs).to(model.device)
+    def _accumulate(self, own: Optimisation, rows: Sequence[TokenRow], most_rows: int) -> float:
+        own.forget_gradients()
+        supervised, total = num_supervised(rows), 0.0
+        for index, members in enumerate(self.model.passes(rows, most_rows)):
+            batch = self.model.collate([rows[i] for i in members])
             if len(batch.targets) == 0:
                 continue
-            with _dropout_seed(model, seeds.derive(seed, index)):
-                nll = negative_log_likelihood(model, batch)
+            with _dropout_seed(self.model, seeds.derive(own.noise_seed, index)):
+                nll = negative_log_likelihood(self.model, batch)
                 (nll / supervised).backward()
             total += float(nll.detach())
-        if not math.isfinite(total):
-            raise TrainingFailed(f"the training loss became {total}")
         return total
 
 
@@ -225,13 +284,11 @@ def _clip(grads: Sequence[Tensor], norm: float, step: int) -> None:
     torch._foreach_mul_(list(grads), scale)
 
 
-def _count(
-    progress: Progress, batch: Sequence[TokenRow], chosen: list[int], nll: float, supervised: int, rate: float
-) -> None:
+def _count(progress: Progress, batch: Sequence[TokenRow], chosen: list[int], nll: float, rate: float) -> None:
     progress.steps += 1
     progress.examples += len(batch)
     progress.tokens += sum(len(row.ids) for row in batch)
-    progress.supervised_tokens += supervised
+    progress.supervised_tokens += num_supervised(batch)
     progress.nll += nll
     progress.learning_rates.append(rate)
     progress.rows.update(chosen)

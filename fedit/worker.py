@@ -7,7 +7,7 @@ from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
-from fedit.training import Progress, Trainer, TrainingFailed
+from fedit.training import LocalJob, Progress, Trainer, TrainingFailed
 from fedit.types import ClientFailure, ClientInfo, ClientState, ClientTask, ClientUpdate, LocalResult, Tensors
 
 WEIGHTINGS: dict[str, Callable[[int, Progress], float]] = {
@@ -81,7 +81,10 @@ class Worker:
         self, task: ClientTask, received: Tensors, state: ClientState, on_step: Callable[[Progress], None]
     ) -> tuple[Progress, Tensors]:
         self._model.load(received)
-        return self._trainer.train(
+        return self._trainer.train(self._job(task, received, state), on_step)
+
+    def _job(self, task: ClientTask, received: Tensors, state: ClientState) -> LocalJob:
+        return LocalJob(
             self._data[task.client_id],
             task.training,
             round=task.round,
@@ -91,5 +94,4 @@ class Worker:
             trainable=[name for name in received if self._strategy.trains(name, task.round)],
             optimizer_state=state.optimizer,
             correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, state.memory),
-            on_step=on_step,
         )

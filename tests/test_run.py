@@ -345,10 +345,10 @@ def failing(monkeypatch):
     def choose(predicate):
         train = Trainer.train
 
-        def sometimes(self, rows, training, **options):
-            if predicate(options["round"], options["data_seed"]):
+        def sometimes(self, job, on_step):
+            if predicate(job.round, job.data_seed):
                 raise TrainingFailed("out of memory on a single example of up to 96 tokens")
-            return train(self, rows, training, **options)
+            return train(self, job, on_step)
 
         monkeypatch.setattr(Trainer, "train", sometimes)
 

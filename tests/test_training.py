@@ -11,8 +11,9 @@ from oracle import gradients, load, read, train
 from tiny import make_rows, random_adapter
 
 from fedit import training as module
+from fedit.model import adapted as adapted_module
 from fedit.objectives import negative_log_likelihood
-from fedit.training import Trainer, TrainingFailed, batches
+from fedit.training import LocalJob, Trainer, TrainingFailed, batches
 from fedit.types import LocalTraining
 
 ROWS = make_rows([19, 7, 30, 12, 25, 9, 14, 22])
@@ -56,7 +57,8 @@ def fit(model, start, training, *, trainer=None, rows=ROWS, **changes):
         "correct": lambda params, grads: None,
         **changes,
     }
-    progress, state = (trainer or Trainer(model)).train(rows, training, **options)
+    on_step = options.pop("on_step", lambda progress: None)
+    progress, state = (trainer or Trainer(model)).train(LocalJob(rows, training, **options), on_step)
     return model.read(), progress, state
 
 
@@ -88,7 +90,8 @@ def test_the_micro_batch_changes_nothing(adapted, kind, monkeypatch):
     model = adapted(kind)
     start = random_adapter(model)
     results = [fit(model, start, how(learning_rate=1.0, micro_batch_size=micro))[0] for micro in (1, 2, None)]
-    monkeypatch.setitem(module.TOKENS_PER_PASS, "cpu", 40)
+    for budget in (adapted_module.GENERAL_TOKENS, adapted_module.FAST_TOKENS):
+        monkeypatch.setitem(budget, "cpu", 40)
     results.append(fit(model, start, how(learning_rate=1.0))[0])
     for other in results[1:]:
         assert_close(results[0], other, 1e-6 if kind == "llama" else 1e-12)  # Llama's norms are float32

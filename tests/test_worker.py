@@ -181,9 +181,9 @@ def test_private_factors_come_back_to_their_client_and_only_there(model, adapter
     starts = {}
     train = there._trainer.train
 
-    def spy(rows, *args, **options):
-        starts[len(rows)] = there._model.read()
-        return train(rows, *args, **options)
+    def spy(job, *args, **options):
+        starts[len(job.rows)] = there._model.read()
+        return train(job, *args, **options)
 
     there._trainer.train = spy
     there.train(task("b", adapter, 2))
@@ -224,13 +224,13 @@ def rows_seen(model, adapter, rounds, how, monkeypatch, store=None, client="c"):
     seen = []
     there = worker(model, store=store)
     number = {id(row.ids): index for index, row in enumerate(CLIENTS[client])}
-    collate = training_module.collate
+    collate = model.collate
 
-    def spy(rows, **options):
+    def spy(rows):
         seen.extend(number[id(row.ids)] for row in rows)
-        return collate(rows, **options)
+        return collate(rows)
 
-    monkeypatch.setattr(training_module, "collate", spy)
+    monkeypatch.setattr(model, "collate", spy)
     for round in rounds:
         there.train(task(client, adapter, round, how))
     return seen

@@ -38,6 +38,15 @@ CONFIGS: dict[str, dict[str, object]] = {
     "qwen2": _LLAMA_LIKE,
     "qwen3": {**_LLAMA_LIKE, "head_dim": 8},
     "gemma2": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 32, "query_pre_attn_scalar": 8},
+    "gemma": {**_LLAMA_LIKE, "head_dim": 8},
+    "gemma3_text": {
+        **_LLAMA_LIKE,
+        "head_dim": 8,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "smollm3": {**_LLAMA_LIKE, "no_rope_layers": [1, 0], "layer_types": ["full_attention"] * 2},
     "phi3": _LLAMA_LIKE,
     "gpt2": {**_WIDE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2},
     "opt": {

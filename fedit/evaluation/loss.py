@@ -8,8 +8,6 @@ import torch
 
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
-from fedit.model.batch import collate, micro_batches
-from fedit.training import TOKENS_PER_PASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +40,11 @@ def held_out_loss(
     sums = torch.zeros(len(rows), dtype=torch.float64)
     counts = torch.zeros(len(rows), dtype=torch.int64)
     correct = 0
-    passes = micro_batches(
-        rows, most_tokens=TOKENS_PER_PASS[model.device.type], most_rows=None, packed=model.packs
-    )
+    counted_rows = [i for i, row in enumerate(rows) if row.supervised[1:].any()]
     with torch.no_grad():
-        for members in passes:
-            batch = collate([rows[i] for i in members], packed=model.packs).to(model.device)
-            if len(batch.targets) == 0:
-                continue
+        for chosen in model.passes([rows[i] for i in counted_rows], None):
+            members = [counted_rows[i] for i in chosen]
+            batch = model.collate([rows[i] for i in members])
             scores, likeliest = model.target_scores(batch)
             owners = torch.tensor(members)[batch.row_of_target.cpu()]
             sums.index_add_(0, owners, -scores.double().cpu())

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import peft
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,13 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from fedit import seeds
+from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
-from fedit.model.batch import Batch
+from fedit.model.batch import Batch, collate, micro_batches
+from fedit.model.fast import architecture
+from fedit.model.fast.layout import Layout, lay_out, shared_prefix
+from fedit.model.fast.linear import Dropout
+from fedit.model.fast.model import FastModel
 from fedit.model.loading import Base
 from fedit.model.targets import choose_targets, stores_transposed
 from fedit.types import Tensors
@@ -21,6 +27,10 @@ from fedit.types import Tensors
 log = logging.getLogger(__name__)
 
 ADAPTER = "default"
+
+FAST_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 2048}
+GENERAL_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
+"""Device -> tokens of one pass. Measured on a CPU: larger passes gain little and take more memory."""
 
 
 class AdaptedModel:
@@ -40,10 +50,12 @@ class AdaptedModel:
         targets: str | Sequence[str] = "auto",
         rslora: bool = False,
         gradient_checkpointing: bool = False,
+        fast_path: bool = True,
     ) -> None:
         self.base = base
         self.device = base.device
         self.rank = rank
+        self.alpha, self.rslora = alpha, rslora
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
         names = choose_targets(base.model, targets)
@@ -64,6 +76,7 @@ class AdaptedModel:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
         self.packs = self._can_pack()
+        self.fast = self._fast_model(gradient_checkpointing) if fast_path else None
 
     # --- the adapter as tensors ---
 
@@ -79,9 +92,14 @@ class AdaptedModel:
             fresh[name] = value
         return fresh
 
-    def read(self) -> Tensors:
-        """Return a copy of the adapter."""
-        return {n: p.detach().to("cpu", self._dtype(p), copy=True) for n, p in self.parameters.items()}
+    def read(self, parameters: Mapping[str, Tensor] | None = None) -> Tensors:
+        """Return a copy of the loaded adapter, or of another set of parameters."""
+        chosen = self.parameters if parameters is None else parameters
+        return {n: p.detach().to("cpu", self._dtype(p), copy=True) for n, p in chosen.items()}
+
+    def parameters_of(self, adapter: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Return trainable copies of ``adapter`` on the model's device, apart from the loaded one."""
+        return {name: nn.Parameter(tensor.to(self.device, copy=True)) for name, tensor in sorted(adapter.items())}
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
         """Put ``adapter`` in place of the present one.
@@ -110,12 +128,63 @@ class AdaptedModel:
         """Switch dropout and gradient checkpointing on or off."""
         self._model.train(on)
 
-    def log_probabilities(self, batch: Batch) -> Tensor:
-        """Return the log-probability of every target of ``batch``, float32 (targets,)."""
-        return self.target_scores(batch)[0]
+    @property
+    def tokens_per_pass(self) -> int:
+        """How many tokens one pass should compute: enough for fast products, few enough for memory."""
+        return (FAST_TOKENS if self.fast else GENERAL_TOKENS)[self.device.type]
 
-    def target_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def passes(self, rows: Sequence[TokenRow], most_rows: int | None) -> list[list[int]]:
+        """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass."""
+        lengths = [len(row.ids) for row in rows]
+        if self.fast is None:
+            return micro_batches(lengths, most_tokens=self.tokens_per_pass, most_rows=most_rows, packed=self.packs)
+        shared = shared_prefix(rows)
+        own = [length - shared for length in lengths]
+        return micro_batches(own, most_tokens=self.tokens_per_pass - shared, most_rows=most_rows, packed=True)
+
+    def collate(self, rows: Sequence[TokenRow]) -> Batch | Layout:
+        """Return one pass over ``rows``, on the model's device."""
+        if self.fast is not None:
+            return lay_out([rows]).to(self.device)
+        return collate(rows, packed=self.packs).to(self.device)
+
+    def log_probabilities(self, batch: Batch | Layout) -> Tensor:
+        """Return the log-probability of every target of ``batch``, float32 (targets,), differentiable."""
+        if isinstance(batch, Batch):
+            return self._score(batch)[0]
+        return self._fast.log_probabilities(batch, [self.parameters], [self.scale], self._dropout())
+
+    def target_scores(self, batch: Batch | Layout) -> tuple[Tensor, Tensor]:
         """Return (log-probability, whether it is the likeliest token) of every target, each (targets,)."""
+        if isinstance(batch, Batch):
+            return self._score(batch)
+        return self._fast.score(batch, [self.parameters], [self.scale])
+
+    def stacked_log_probabilities(
+        self,
+        rows: Sequence[Sequence[TokenRow]],
+        adapters: Sequence[Mapping[str, nn.Parameter]],
+        noise_seeds: Sequence[int],
+    ) -> list[Tensor]:
+        """Return per client the log-probabilities of its rows' targets under its adapter, from one pass.
+
+        rows, adapters, noise_seeds: one of each per client; needs the fast path.
+        """
+        layout = lay_out(rows).to(self.device)
+        dropout = None
+        if self.dropout > 0:
+            generators = [torch.Generator(self.device).manual_seed(seed) for seed in noise_seeds]
+            dropout = Dropout(self.dropout, generators)
+        scales = [self._scale_of(adapter) for adapter in adapters]
+        scores = self._fast.log_probabilities(layout, adapters, scales, dropout)
+        return [scores[start:end] for start, end in layout.target_spans]
+
+    def _scale_of(self, adapter: Mapping[str, Tensor]) -> float:
+        """Return the scale that an adapter of its own rank has at this model's alpha."""
+        rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.endswith(".A"))
+        return self.alpha / math.sqrt(rank) if self.rslora else self.alpha / rank
+
+    def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self._logits_at_targets(batch)
         precise = logits if logits.dtype == torch.float64 else logits.float()
         scores = -nn.functional.cross_entropy(precise, batch.targets, reduction="none")
@@ -178,25 +247,53 @@ class AdaptedModel:
 
     def _can_pack(self) -> bool:
         """Whether restarting positions keeps packed rows apart in this architecture; found by trying."""
-        import numpy as np
-
-        from fedit.data.tokens import TokenRow
-        from fedit.model.batch import collate
-
-        vocabulary = self.base.model.config.get_text_config().vocab_size
-        rows = [
-            TokenRow(np.arange(start, start + 5, dtype=np.int32) % vocabulary, np.ones(5, dtype=bool))
-            for start in (5, 17)
-        ]
+        rows = self._probe_rows((5, 17), prefix=0)
         try:
             with torch.no_grad():
                 together = self._logits_at_targets(collate(rows, packed=True).to(self.device)).float()
                 apart = self._logits_at_targets(collate(rows, packed=False).to(self.device)).float()
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
-        # Not equal bits: different kernels. Leaking attention moves logits by far more than rounding does.
+        return self._agree(together, apart)
+
+    def _fast_model(self, recompute: bool) -> FastModel | None:
+        """Return the fast path if the model has the parts it knows and gives the model's own numbers."""
+        adapted = {name.rpartition(".")[0] for name in self.parameters}
+        try:
+            made = FastModel(architecture.read(self.base.model, sorted(adapted)), recompute=recompute)
+            rows = self._probe_rows((5, 17, 29), prefix=9)
+            with torch.no_grad():
+                expected = self._score(collate(rows, packed=False).to(self.device))[0]
+                found = made.score(lay_out([rows]).to(self.device), [self.parameters], [self.scale])[0]
+            if not self._agree(found, expected):
+                raise architecture.Unsupported("its numbers differ from the model's own")
+        except architecture.Unsupported as error:
+            log.info("general path instead of the fast one for '%s': %s", self.base.source.name, error)
+            return None
+        return made
+
+    @property
+    def _fast(self) -> FastModel:
+        if self.fast is None:
+            raise ValueError("a layout needs the fast path, which this model does not have")
+        return self.fast
+
+    def _dropout(self) -> Dropout | None:
+        return Dropout(self.dropout, [None]) if self.dropout > 0 and self._model.training else None
+
+    def _probe_rows(self, starts: Sequence[int], prefix: int) -> list[TokenRow]:
+        """Return short rows of consecutive tokens after a common prefix."""
+        vocabulary = self.base.model.config.get_text_config().vocab_size
+        rows = []
+        for start in starts:
+            ids = np.concatenate([np.arange(prefix) + 3, np.arange(start, start + 5)]) % vocabulary
+            rows.append(TokenRow(ids.astype(np.int32), np.arange(len(ids)) > prefix))
+        return rows
+
+    def _agree(self, one: Tensor, other: Tensor) -> bool:
+        # Not equal bits: different kernels. A mistake moves numbers by far more than rounding does.
         tolerance = 1e-4 if self.base.dtype in (torch.float32, torch.float64) else 5e-2
-        return bool((together - apart).norm() <= tolerance * apart.norm())
+        return bool((one - other).norm() <= tolerance * other.norm())
 
 
 def canonical_name(name: str) -> tuple[str, str]:

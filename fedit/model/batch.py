@@ -78,25 +78,34 @@ def collate(rows: Sequence[TokenRow], *, packed: bool) -> Batch:
 
 
 def micro_batches(
-    rows: Sequence[TokenRow], *, most_tokens: int, most_rows: int | None, packed: bool
+    lengths: Sequence[int], *, most_tokens: int, most_rows: int | None, packed: bool
 ) -> list[list[int]]:
-    """Cut rows into forward passes of similar lengths; deterministic.
+    """Cut rows of the given lengths into forward passes of similar lengths; deterministic.
+
+    Packed rows go, the longest first, into the fullest pass that has room (best fit decreasing);
+    padded ones next to rows of almost their length.
 
     most_tokens: upper bound of a pass, padding counted; a longer row goes alone.
     most_rows:   upper bound of examples in a pass; None: no bound.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     passes: list[list[int]] = []
-    used = 0
+    room: list[int] = []
     for index in order:
-        length = len(rows[index].ids)
-        if passes and (most_rows is None or len(passes[-1]) < most_rows):
-            longest = len(rows[passes[-1][0]].ids)
-            after = used + length if packed else longest * (len(passes[-1]) + 1)
-            if after <= most_tokens:
-                passes[-1].append(index)
-                used += length
-                continue
-        passes.append([index])
-        used = length
+        length = lengths[index]
+        open_ = range(len(passes)) if packed else range(max(len(passes) - 1, 0), len(passes))
+        # A padded row takes as much as the first of its pass.
+        cost = [length if packed else lengths[passes[p][0]] for p in open_]
+        fits = [
+            (room[p], p, taken)
+            for p, taken in zip(open_, cost, strict=True)
+            if taken <= room[p] and (most_rows is None or len(passes[p]) < most_rows)
+        ]
+        if fits:
+            _, best, taken = min(fits)
+            passes[best].append(index)
+            room[best] -= taken
+        else:
+            passes.append([index])
+            room.append(most_tokens - length)
     return passes

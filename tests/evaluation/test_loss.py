@@ -8,9 +8,9 @@ import torch
 from oracle import load, row_loss
 from tiny import make_rows, random_adapter
 
-from fedit import training
 from fedit.data.tokens import TokenRow
 from fedit.evaluation.loss import LossReport, held_out_loss
+from fedit.model import adapted
 
 ROWS = make_rows([19, 7, 30, 12, 25])
 CATEGORIES = ["a", "b", None, "a", "c"]
@@ -34,7 +34,7 @@ def losses(model, model_folder):
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
 def test_losses_are_sums_over_rows_whatever_the_size_of_a_pass(model, losses, monkeypatch, budget):
-    monkeypatch.setitem(training.TOKENS_PER_PASS, "cpu", budget)
+    monkeypatch.setitem(adapted.GENERAL_TOKENS, "cpu", budget)
     report = held_out_loss(model, ROWS, CATEGORIES)
     total, tokens = sum(loss for loss, _ in losses), sum(count for _, count in losses)
     assert report.loss == pytest.approx(total / tokens, rel=1e-12)

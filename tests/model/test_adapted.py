@@ -13,7 +13,7 @@ from fedit.errors import ModelError
 from fedit.model.adapted import canonical_name
 from fedit.model.batch import collate
 from fedit.objectives import negative_log_likelihood
-from fedit.training import Trainer
+from fedit.training import LocalJob, Trainer
 from fedit.types import LocalTraining
 
 KINDS = sorted(CONFIGS)
@@ -171,7 +171,7 @@ def run(trainer, training, **changes):
         "correct": lambda params, grads: None,
         **changes,
     }
-    return trainer.train(ROWS, training, **options)
+    return trainer.train(LocalJob(ROWS, training, **options))
 
 
 def test_a_sliding_window_and_packing_go_together(models):

@@ -1,0 +1,322 @@
+"""One decoder layer of the Llama family: normed attention and a gated MLP, each added to the residual stream.
+
+The residual stream is float32 (float64 over a float64 base) whatever the base's precision.
+Cheap elementwise results are computed again in the backward pass instead of being stored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedit.model.fast import attention, linear
+from fedit.model.fast.attention import Heads, Masks, Rotation, SavedGroup
+from fedit.model.fast.layout import Layout
+from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Root-mean-square norm (arXiv:1910.07467); its frozen weight (width,) has the residual stream's precision."""
+
+    weight: Tensor
+    eps: float
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (..., width) normed, in its own dtype, and what it was multiplied by (..., 1)."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rate = size.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (x * rate).mul_(self.weight), rate
+
+    def again(self, x: Tensor, rate: Tensor) -> Tensor:
+        """Return the forward pass's result from its own rate."""
+        return (x * rate).mul_(self.weight)
+
+    def backward(self, dy: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        """Return the gradient of x; ``dy`` (of x's dtype) is overwritten."""
+        dy.mul_(self.weight)
+        mean = torch.linalg.vecdot(dy, x).unsqueeze_(-1).div_(x.shape[-1])
+        return dy.mul_(rate).addcmul_(x, mean.mul_(rate.pow(3)), value=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The gate's function and its derivative: (upstream, gate) -> gradient of the gate."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Activation(torch.nn.functional.silu, torch.ops.aten.silu_backward),
+    "gelu_pytorch_tanh": Activation(
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),
+    ),
+    "gelu": Activation(torch.nn.functional.gelu, lambda dy, x: torch.ops.aten.gelu_backward(dy, x)),
+}
+"""Name in a model's config -> function."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The frozen parts of a layer.
+
+    rotary:      name of the layer's rotary positions; None: it has none.
+    head_norms:  norms of each query's and key's head before rotation, as Qwen 3 has them.
+    *_after:     norms of what attention and MLP give, before it is added, as Gemma 2 has them.
+    """
+
+    attention_norm: Norm
+    qkv: Group
+    heads: Heads
+    rotary: str | None
+    head_norms: tuple[Norm, Norm] | None
+    o: Group
+    attention_after: Norm | None
+    mlp_norm: Norm
+    gate_up: Group
+    down: Group
+    activation: Activation
+    mlp_after: Norm | None
+
+    def groups(self) -> tuple[Group, Group, Group, Group]:
+        """Return the groups of linear layers, in the order in which they are computed."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all layers of a pass share.
+
+    spans: (start, end) of each client's tokens; rotations: by name, for every slot.
+    """
+
+    layout: Layout
+    spans: Sequence[tuple[int, int]]
+    rotations: dict[str, Rotation]
+    masks: Masks
+    dtype: torch.dtype
+    dropout: Dropout | None
+
+    @property
+    def rate(self) -> float:
+        """Dropout's rate."""
+        return 0.0 if self.dropout is None else self.dropout.rate
+
+
+@dataclass(slots=True)
+class SavedAttention:
+    """Of the attention half; ``raw``: queries and keys before their norms; ``out``: before the norm after."""
+
+    x: Tensor
+    rate: Tensor
+    qkv: Saved
+    raw: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    groups: list[SavedGroup]
+    o_in: Tensor | None
+    o: Saved
+    out: tuple[Tensor, Tensor] | None
+
+
+@dataclass(slots=True)
+class SavedMlp:
+    """Of the MLP half."""
+
+    x: Tensor
+    rate: Tensor
+    gate_up: Tensor
+    joined: Saved
+    down: Saved
+    out: tuple[Tensor, Tensor] | None
+
+
+def attend(
+    spec: LayerSpec, factors: Sequence[list[Factors]], x: Tensor, context: Context, redo: SavedAttention | None
+) -> tuple[Tensor, SavedAttention]:
+    """Return the residual stream (tokens, width) after attention."""
+    normed, rate = spec.attention_norm.forward(x)
+    qkv, saved_qkv = linear.forward(
+        spec.qkv,
+        factors[0],
+        normed.to(context.dtype),
+        context.spans,
+        context.dropout,
+        redo.qkv if redo else None,
+    )
+    raw = None
+    if spec.head_norms is not None:
+        raw = _norm_heads(spec, spec.head_norms, qkv)
+    layout = context.layout
+    slots = qkv if layout.slots is None else qkv.index_select(0, layout.slots)
+    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
+    mixed, groups = attention.forward(slots, layout, spec.heads, rotation, context.masks)
+    if layout.slot_of_token is not None:
+        mixed = mixed.index_select(0, layout.slot_of_token)
+    y, saved_o = linear.forward(
+        spec.o, factors[1], mixed, context.spans, context.dropout, redo.o if redo else None
+    )
+    after = None
+    if spec.attention_after is not None:
+        after, y = _norm_after(spec.attention_after, y.to(x.dtype))
+    saved = SavedAttention(x, rate, saved_qkv, raw, groups, mixed if factors[1] else None, saved_o, after)
+    return x + y, saved
+
+
+def attend_backward(
+    spec: LayerSpec,
+    factors: Sequence[list[Factors]],
+    dx: Tensor,
+    saved: SavedAttention,
+    context: Context,
+    gradients: Gradients,
+    *,
+    lowest: bool,
+) -> Tensor | None:
+    """Return the gradient of the attention half's input; None where nothing below needs it (``lowest``)."""
+    dy = dx
+    if spec.attention_after is not None and saved.out is not None:
+        dy = spec.attention_after.backward(dx.clone(), *saved.out)
+    dy = dy.to(context.dtype)
+    d_mixed = linear.backward(
+        spec.o, factors[1], saved.o_in, dy, saved.o, context.spans, gradients, needs_dx=True, rate=context.rate
+    )
+    if d_mixed is None or (lowest and not factors[0]):
+        return None
+    layout = context.layout
+    if layout.slots is not None:
+        d_mixed = d_mixed.index_select(0, layout.slots).index_fill_(0, layout.padding, 0)
+    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
+    d_qkv = attention.backward(d_mixed, layout, spec.heads, rotation, saved.groups)
+    if layout.slot_of_token is not None:
+        d_qkv = d_qkv.index_select(0, layout.slot_of_token)
+    if spec.head_norms is not None and saved.raw is not None:
+        _norm_heads_backward(spec, spec.head_norms, d_qkv, saved.raw)
+    normed = spec.attention_norm.again(saved.x, saved.rate).to(context.dtype) if factors[0] else None
+    d_normed = linear.backward(
+        spec.qkv,
+        factors[0],
+        normed,
+        d_qkv,
+        saved.qkv,
+        context.spans,
+        gradients,
+        needs_dx=not lowest,
+        rate=context.rate,
+    )
+    if d_normed is None:
+        return None
+    return dx.add_(spec.attention_norm.backward(d_normed.to(dx.dtype), saved.x, saved.rate))
+
+
+def feed(
+    spec: LayerSpec,
+    factors: Sequence[list[Factors]],
+    x: Tensor,
+    context: Context,
+    spans: Sequence[tuple[int, int]],
+    redo: SavedMlp | None,
+) -> tuple[Tensor, SavedMlp]:
+    """Return the residual stream after the MLP; ``spans`` are those of x, which may be a part of the tokens."""
+    normed, rate = spec.mlp_norm.forward(x)
+    gate_up, joined = linear.forward(
+        spec.gate_up, factors[2], normed.to(context.dtype), spans, context.dropout, redo.joined if redo else None
+    )
+    y, down = linear.forward(
+        spec.down, factors[3], _gated(spec, gate_up), spans, context.dropout, redo.down if redo else None
+    )
+    after = None
+    if spec.mlp_after is not None:
+        after, y = _norm_after(spec.mlp_after, y.to(x.dtype))
+    return x + y, SavedMlp(x, rate, gate_up, joined, down, after)
+
+
+def feed_backward(
+    spec: LayerSpec,
+    factors: Sequence[list[Factors]],
+    dx: Tensor,
+    saved: SavedMlp,
+    context: Context,
+    spans: Sequence[tuple[int, int]],
+    gradients: Gradients,
+    *,
+    lowest: bool,
+) -> Tensor | None:
+    """Return the gradient of the MLP half's input; None where nothing below needs it (``lowest``)."""
+    dy = dx
+    if spec.mlp_after is not None and saved.out is not None:
+        dy = spec.mlp_after.backward(dx.clone(), *saved.out)
+    dy = dy.to(context.dtype)
+    gate, up = saved.gate_up.chunk(2, dim=1)
+    opened = spec.activation.forward(gate)
+    d_gated = linear.backward(
+        spec.down,
+        factors[3],
+        opened * up if factors[3] else None,
+        dy,
+        saved.down,
+        spans,
+        gradients,
+        needs_dx=True,
+        rate=context.rate,
+    )
+    if d_gated is None or (lowest and not factors[2]):
+        return None
+    d_joined = torch.empty_like(saved.gate_up)
+    d_gate, d_up = d_joined.chunk(2, dim=1)
+    torch.mul(d_gated, opened, out=d_up)
+    d_gate.copy_(spec.activation.backward(d_gated.mul_(up), gate))
+    normed = spec.mlp_norm.again(saved.x, saved.rate).to(context.dtype) if factors[2] else None
+    d_normed = linear.backward(
+        spec.gate_up,
+        factors[2],
+        normed,
+        d_joined,
+        saved.joined,
+        spans,
+        gradients,
+        needs_dx=not lowest,
+        rate=context.rate,
+    )
+    if d_normed is None:
+        return None
+    return dx.add_(spec.mlp_norm.backward(d_normed.to(dx.dtype), saved.x, saved.rate))
+
+
+def _gated(spec: LayerSpec, gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=1)
+    return spec.activation.forward(gate).mul_(up)
+
+
+def _norm_after(norm: Norm, y: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    normed, rate = norm.forward(y)
+    return (y, rate), normed
+
+
+def _norm_heads(spec: LayerSpec, norms: tuple[Norm, Norm], qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Norm every head of queries and keys in place; return (queries, keys) as they were and their rates."""
+    q, k = _heads(spec, qkv)
+    precise = torch.promote_types(qkv.dtype, torch.float32)
+    raw_q, raw_k = q.to(precise, copy=True), k.to(precise, copy=True)
+    normed_q, rate_q = norms[0].forward(raw_q)
+    normed_k, rate_k = norms[1].forward(raw_k)
+    q.copy_(normed_q)
+    k.copy_(normed_k)
+    return raw_q, raw_k, rate_q, rate_k
+
+
+def _norm_heads_backward(
+    spec: LayerSpec, norms: tuple[Norm, Norm], d_qkv: Tensor, raw: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    """Turn gradients of normed heads into those of the heads before, in place."""
+    dq, dk = _heads(spec, d_qkv)
+    raw_q, raw_k, rate_q, rate_k = raw
+    dq.copy_(norms[0].backward(dq.to(raw_q.dtype, copy=True), raw_q, rate_q))
+    dk.copy_(norms[1].backward(dk.to(raw_k.dtype, copy=True), raw_k, rate_k))
+
+
+def _heads(spec: LayerSpec, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    heads = spec.heads
+    q, k, _ = qkv.split([heads.queries * heads.dim, heads.keys * heads.dim, heads.keys * heads.dim], dim=1)
+    return q.unflatten(1, (heads.queries, heads.dim)), k.unflatten(1, (heads.keys, heads.dim))

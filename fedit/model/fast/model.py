@@ -1,0 +1,189 @@
+"""The whole pass: embedding, layers, head; one autograd function whose backward pass is written by hand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedit.model.fast import linear
+from fedit.model.fast.architecture import Architecture
+from fedit.model.fast.attention import Masks, Rotation
+from fedit.model.fast.head import Scores
+from fedit.model.fast.layer import (
+    Context,
+    SavedAttention,
+    SavedMlp,
+    attend,
+    attend_backward,
+    feed,
+    feed_backward,
+)
+from fedit.model.fast.layout import Layout
+from fedit.model.fast.linear import Dropout, Factors, Gradients
+
+
+@dataclass(slots=True)
+class _SavedLayer:
+    attention: SavedAttention
+    mlp: SavedMlp
+
+
+class FastModel:
+    """Runs layouts over the frozen base with the adapters of one client or of several stacked ones."""
+
+    def __init__(self, architecture: Architecture, *, recompute: bool = False) -> None:
+        self.architecture = architecture
+        self.dtype = architecture.head.weight.dtype
+        self.precise = torch.promote_types(self.dtype, torch.float32)
+        self.recompute = recompute
+
+    def log_probabilities(
+        self,
+        layout: Layout,
+        adapters: Sequence[Mapping[str, nn.Parameter]],
+        scales: Sequence[float],
+        dropout: Dropout | None,
+    ) -> Tensor:
+        """Return the log-probability of every target (targets,), differentiable in the adapters.
+
+        adapters: per client of the layout "m.A" (rank, in) and "m.B" (out, rank); scales: per client.
+        """
+        inputs = [adapter[name] for adapter in adapters for name in adapter]
+        result: Tensor = _Run.apply(self, layout, adapters, scales, dropout, *inputs)  # type: ignore[no-untyped-call]
+        return result
+
+    def score(
+        self, layout: Layout, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (log-probability, whether it is the likeliest token) of every target; nothing is kept."""
+        with torch.no_grad():
+            scores = _Pass(self, layout, adapters, scales, None, keep=False).forward(gradient=False)
+        assert scores.likeliest is not None
+        return scores.log_probability, scores.likeliest
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, model, layout, adapters, scales, dropout, *inputs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN205
+        current = _Pass(model, layout, adapters, scales, dropout, keep=True)
+        scores = current.forward(gradient=True)
+        ctx.current = current
+        ctx.gradient = scores.gradient
+        ctx.names = [(client, name) for client, adapter in enumerate(adapters) for name in adapter]
+        return scores.log_probability
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        found = ctx.current.backward(ctx.gradient.mul_(upstream.unsqueeze(1)))
+        ctx.current = ctx.gradient = None
+        return (None,) * 5 + tuple(found[client].get(name) for client, name in ctx.names)
+
+
+class _Pass:
+    """One forward pass and, if it was kept, its backward pass."""
+
+    def __init__(
+        self,
+        model: FastModel,
+        layout: Layout,
+        adapters: Sequence[Mapping[str, Tensor]],
+        scales: Sequence[float],
+        dropout: Dropout | None,
+        *,
+        keep: bool,
+    ) -> None:
+        self.model = model
+        self.keep = keep
+        self.layers = model.architecture.layers
+        self.factors: list[list[list[Factors]]] = [
+            [linear.stage(group, adapters, scales) for group in spec.groups()] for spec in self.layers
+        ]
+        self.num_clients = len(adapters)
+        self.layout = layout
+        slots = layout.positions if layout.slots is None else layout.positions[layout.slots]
+        rotations = {name: self._rotation(name, slots) for name in model.architecture.rotations()}
+        masks = Masks(model.dtype, layout.ids.device)
+        self.context = Context(layout, layout.spans, rotations, masks, model.dtype, dropout)
+        self.saved: list[_SavedLayer] = []
+
+    def forward(self, *, gradient: bool) -> Scores:
+        """Return the scores of all targets."""
+        x = self.model.architecture.embed(self.layout.ids).to(self.model.precise)
+        for index in range(len(self.layers)):
+            x, saved = self._layer(index, x, None)
+            if self.keep:
+                self.saved.append(_forget(saved) if self.model.recompute else saved)
+        normed, rate = self.model.architecture.norm.forward(x)
+        self.last = (x, rate) if self.keep else None
+        return self.model.architecture.head.score(
+            normed.to(self.model.dtype), self.layout.targets, gradient=gradient
+        )
+
+    def backward(self, d_normed: Tensor) -> Gradients:
+        """Return each client's gradients by name, for that of the head's input (targets, width)."""
+        assert self.last is not None
+        gradients: Gradients = [{} for _ in range(self.num_clients)]
+        dx = self.model.architecture.norm.backward(d_normed.to(self.model.precise), *self.last)
+        lowest = self._lowest()
+        for index in reversed(range(len(self.layers))):
+            saved = self.saved.pop()
+            if self.model.recompute:
+                _, saved = self._layer(index, saved.attention.x, saved)
+            below = self._layer_backward(index, dx, saved, gradients, lowest)
+            if below is None:
+                break
+            dx = below
+        return gradients
+
+    def _layer(self, index: int, x: Tensor, redo: _SavedLayer | None) -> tuple[Tensor, _SavedLayer]:
+        spec, factors, context = self.layers[index], self.factors[index], self.context
+        after, attention = attend(spec, factors, x, context, redo.attention if redo else None)
+        spans = context.spans
+        if index == len(self.layers) - 1:
+            # After the last attention tokens no longer meet: go on with those that predict a target.
+            after, spans = after[self.layout.at], self.layout.target_spans
+        after, mlp = feed(spec, factors, after, context, spans, redo.mlp if redo else None)
+        return after, _SavedLayer(attention, mlp)
+
+    def _layer_backward(
+        self, index: int, dx: Tensor, saved: _SavedLayer, gradients: Gradients, lowest: tuple[int, int]
+    ) -> Tensor | None:
+        spec, factors, context = self.layers[index], self.factors[index], self.context
+        last = index == len(self.layers) - 1
+        spans = self.layout.target_spans if last else context.spans
+        below = feed_backward(spec, factors, dx, saved.mlp, context, spans, gradients, lowest=lowest == (index, 1))
+        if below is None:
+            return None
+        if last:
+            below = torch.zeros_like(saved.attention.x).index_copy_(0, self.layout.at, below)
+        return attend_backward(
+            spec, factors, below, saved.attention, context, gradients, lowest=lowest == (index, 0)
+        )
+
+    def _lowest(self) -> tuple[int, int]:
+        """Return (layer, 0 for attention or 1 for MLP) below which nothing is trained."""
+        for index, groups in enumerate(self.factors):
+            for half, own in enumerate((groups[:2], groups[2:])):
+                if any(any(f.trains_a) or any(f.trains_b) for factors in own for f in factors):
+                    return index, half
+        raise ValueError("no factor is trained")
+
+    def _rotation(self, name: str, positions: Tensor) -> Rotation:
+        example = torch.empty(0, dtype=self.model.dtype, device=positions.device)
+        rotary = self.model.architecture.rotary
+        arguments = (positions.unsqueeze(0),) if name == "default" else (positions.unsqueeze(0), name)
+        cos, sin = rotary(example, *arguments)
+        return Rotation(cos[0], sin[0])
+
+
+def _forget(saved: _SavedLayer) -> _SavedLayer:
+    """Return what a second forward pass over a layer needs: its input and its dropout masks."""
+    for part in (saved.attention.qkv, saved.attention.o, saved.mlp.joined, saved.mlp.down):
+        part.u = []
+    nothing = torch.empty(0)
+    attention, mlp = saved.attention, saved.mlp
+    return _SavedLayer(
+        SavedAttention(attention.x, nothing, attention.qkv, None, [], None, attention.o, None),
+        SavedMlp(nothing, nothing, nothing, mlp.joined, mlp.down, None),
+    )

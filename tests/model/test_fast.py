@@ -1,0 +1,327 @@
+"""The fast path against the autograd of transformers and PEFT, in every family it knows."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import load
+from tiny import CONFIGS, make_rows, random_adapter
+from torch import nn
+from transformers import GenerationConfig
+
+from fedit.data.tokens import TokenRow
+from fedit.model.adapted import AdaptedModel
+from fedit.model.fast import architecture
+from fedit.model.fast.layout import lay_out, shared_prefix
+from fedit.objectives import negative_log_likelihood
+
+FAMILIES = sorted(set(CONFIGS) & architecture.FAMILIES)
+LENGTHS = [150, 40, 38, 21, 20, 12]
+"""One row is longer than a block of queries, some are of almost one length, some share a length with none."""
+
+
+def float64_norms(model: nn.Module) -> nn.Module:
+    """Let transformers' norms, which compute in float32 whatever their input, keep float64."""
+
+    def exact(self, x):
+        weight = self.weight + (1 if "Gemma" in type(self).__name__ else 0)
+        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+        return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(exact, module)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def float64_softmax(monkeypatch):
+    """Let transformers' plain attention, whose softmax is float32, keep float64."""
+    real = nn.functional.softmax
+
+    def exact(x, dim=None, dtype=None, **options):
+        return real(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **options)
+
+    monkeypatch.setattr(nn.functional, "softmax", exact)
+
+
+def gradients_of_rows(model, adapter, rows):
+    """Return (summed loss, gradients by name), one row after the other through transformers and PEFT."""
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+            parameters[f"{module}.{rest[0]}"] = parameter
+            parameter.grad = None
+    total = 0.0
+    for row in rows:
+        ids = torch.from_numpy(row.ids.astype(np.int64))
+        chosen = torch.from_numpy(np.flatnonzero(row.supervised[1:]))
+        logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, chosen]
+        loss = nn.functional.cross_entropy(logits, ids[1:][chosen], reduction="sum")
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: parameter.grad for name, parameter in parameters.items()}
+
+
+def gradients(model, rows):
+    for parameter in model.parameters.values():
+        parameter.grad = None
+    model.train_mode(True)
+    loss = negative_log_likelihood(model, model.collate(rows))
+    loss.backward()
+    model.train_mode(False)
+    return float(loss.detach()), {n: p.grad.clone() for n, p in model.parameters.items() if p.grad is not None}
+
+
+def distance(found, expected):
+    """Return the relative Euclidean distance over all tensors together."""
+    assert set(found) == set(expected)
+    error = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in found)
+    return (error / sum(float(expected[n].double().square().sum()) for n in expected)) ** 0.5
+
+
+def with_prefix(rows, length):
+    """Return the rows with the first row's first tokens in front of all."""
+    head = rows[0].ids[:length]
+    return [TokenRow(np.concatenate([head, row.ids[length:]]), row.supervised) for row in rows]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+def test_gradients_are_those_of_transformers_and_peft(adapted, model_folder, kind, targets):
+    model = adapted(kind, targets=targets)
+    assert model.fast is not None
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    oracle = float64_norms(load(model_folder(kind), adapter, alpha=8))
+    for rows in (make_rows(LENGTHS), with_prefix(make_rows(LENGTHS, prompt=0.8), 9), make_rows([1, 5, 2, 1])):
+        expected_loss, expected = gradients_of_rows(oracle, adapter, rows)
+        loss, found = gradients(model, rows)
+        assert loss == pytest.approx(expected_loss, rel=1e-9)
+        assert distance(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_float32_gradients_are_those_of_transformers_and_peft(adapted, model_folder, kind):
+    model = adapted(kind, dtype="fp32", targets="all-linear")
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    rows = with_prefix(make_rows(LENGTHS, prompt=0.8), 9)
+    oracle = load(model_folder(kind), adapter, alpha=8, dtype=torch.float32)
+    assert distance(gradients(model, rows)[1], gradients_of_rows(oracle, adapter, rows)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_bfloat16_is_as_close_to_float32_as_transformers_is(adapted, model_folder, kind):
+    exact = adapted(kind, dtype="fp32", targets="all-linear")
+    adapter = random_adapter(exact, 1)
+    rows = make_rows(LENGTHS)
+    exact.load(adapter)
+    expected = gradients(exact, rows)[1]
+    coarse = adapted(kind, dtype="bf16", targets="all-linear")
+    coarse.load(adapter)
+    assert coarse.fast is not None
+    theirs = gradients_of_rows(load(model_folder(kind), adapter, alpha=8, dtype=torch.bfloat16), adapter, rows)[1]
+    assert distance(gradients(coarse, rows)[1], expected) < 1.5 * distance(theirs, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_recomputing_changes_nothing(adapted, kind):
+    rows = with_prefix(make_rows(LENGTHS, prompt=0.8), 9)
+    results = []
+    for recompute in (False, True):
+        model = adapted(kind, targets="all-linear", gradient_checkpointing=recompute)
+        model.load(random_adapter(model, 1))
+        results.append(gradients(model, rows)[1])
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "phi3"])
+def test_a_sliding_window_hides_what_lies_before_it(model_folder, kind, tmp_path):
+    from transformers import AutoConfig
+
+    from fedit.model.loading import load_base
+    from fedit.model.sources import resolve_model
+
+    folder = tmp_path / kind
+    folder.mkdir()
+    for path in model_folder(kind).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = AutoConfig.from_pretrained(folder)
+    config.sliding_window = 16
+    config.save_pretrained(folder)
+    model = AdaptedModel(load_base(resolve_model(str(folder)), device="cpu", dtype="fp64"), rank=4, alpha=8)
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    assert model.fast is not None
+    oracle = float64_norms(load(folder, adapter, alpha=8))
+    wide = float64_norms(load(model_folder(kind), adapter, alpha=8))
+    for rows in (make_rows(LENGTHS), with_prefix(make_rows(LENGTHS, prompt=0.8), 9)):
+        expected = gradients_of_rows(oracle, adapter, rows)[1]
+        assert distance(gradients(model, rows)[1], expected) < 1e-9
+        if kind != "gemma2":
+            assert distance(gradients_of_rows(wide, adapter, rows)[1], expected) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom"])
+def test_other_architectures_go_the_general_way_and_say_why(adapted, kind, caplog):
+    with caplog.at_level("INFO"):
+        model = adapted(kind)
+    assert model.fast is None
+    assert caplog.text.count(f"models of type {kind} are not known") == 1
+
+
+def test_a_model_whose_numbers_differ_is_left_to_the_general_path(adapted, monkeypatch, caplog):
+    monkeypatch.setitem(architecture.ACTIVATIONS, "silu", architecture.ACTIVATIONS["gelu"])
+    with caplog.at_level("INFO"):
+        assert adapted("llama").fast is None
+    assert "its numbers differ" in caplog.text
+
+
+def test_the_fast_path_can_be_switched_off(adapted):
+    model = adapted("llama", fast_path=False)
+    assert model.fast is None
+    fast = adapted("llama")
+    for each in (model, fast):
+        each.load(random_adapter(each, 1))
+    rows = make_rows(LENGTHS)
+    assert distance(gradients(fast, rows)[1], gradients(model, rows)[1]) < 1e-6  # transformers' norms are float32
+
+
+@pytest.mark.parametrize("frozen", ["A", "B", "layers.0"])
+def test_frozen_factors_get_no_gradient_and_change_no_other(adapted, frozen):
+    model = adapted("llama", targets="all-linear")
+    model.load(random_adapter(model, 1))
+    rows = make_rows(LENGTHS)
+    everything = gradients(model, rows)[1]
+    for name, parameter in model.parameters.items():
+        parameter.requires_grad_(not (name.endswith(f".{frozen}") or frozen in name.split("self_attn")[0]))
+    some = gradients(model, rows)[1]
+    assert set(some) == {n for n, p in model.parameters.items() if p.requires_grad}
+    assert 0 < len(some) < len(everything)
+    assert all(torch.equal(some[name], everything[name]) for name in some)
+
+
+def test_only_some_layers_may_be_adapted(adapted, model_folder):
+    model = adapted("llama", targets=["down_proj", "v_proj"])
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    rows = make_rows(LENGTHS)
+    oracle = float64_norms(load(model_folder("llama"), adapter, alpha=8))
+    assert distance(gradients(model, rows)[1], gradients_of_rows(oracle, adapter, rows)[1]) < 1e-9
+
+
+def test_scores_without_gradient_are_the_same(adapted):
+    model = adapted("llama", dtype="fp64")
+    model.load(random_adapter(model, 1))
+    batch = model.collate(make_rows(LENGTHS))
+    scores, likeliest = model.target_scores(batch)
+    assert not scores.requires_grad
+    assert torch.equal(scores, model.log_probabilities(batch).detach())
+    assert scores[likeliest].numel() < len(scores)
+
+
+def test_the_likeliest_tokens_are_those_of_greedy_generation(adapted):
+    model = adapted("llama", dtype="fp64")
+    model.load(random_adapter(model, 1))
+    prompt = torch.from_numpy(make_rows([6])[0].ids.astype(np.int64)).unsqueeze(0)
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    ids = model.generate(prompt, torch.ones_like(prompt), greedy)[0].numpy().astype(np.int32)
+    ids[-1] = (ids[-1] + 1) % 256
+    row = TokenRow(ids, np.arange(len(ids)) >= 6)
+    assert model.target_scores(model.collate([row]))[1].tolist() == [True] * 7 + [False]
+
+
+def test_joined_weights_are_the_models_own(adapted):
+    """Generation runs through the model itself: it must see the same memory, and no second copy may exist."""
+    model = adapted("llama")
+    layer = model.base.model.model.layers[0]
+    joined = model.fast.architecture.layers[0].qkv.weight
+    for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+        weight = getattr(part, "base_layer", part).weight
+        assert weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+
+
+class _Recorded(nn.Module):
+    """Stands in for PEFT's dropout: a given mask over the packed tokens."""
+
+    def __init__(self, mask, rate):
+        super().__init__()
+        self.mask, self.rate = mask, rate
+
+    def forward(self, x):
+        return x * self.mask / (1 - self.rate)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_is_pefts_with_the_same_masks(adapted, model_folder, monkeypatch, recompute):
+    from fedit.model.fast import linear
+
+    model = adapted("llama", targets="attention", dropout=0.25, gradient_checkpointing=recompute)
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    rows = make_rows([40])
+    drawn = []
+    real = linear.Dropout.masks
+
+    def spy(self, *args):
+        drawn.append(real(self, *args))
+        return drawn[-1]
+
+    monkeypatch.setattr(linear.Dropout, "masks", spy)
+    found = gradients(model, rows)[1]
+    kept = torch.cat([mask.flatten() for masks in drawn for mask in masks]).double().mean()
+    assert 0.6 < float(kept) < 0.9
+    oracle = float64_norms(load(model_folder("llama"), adapter, alpha=8))
+    oracle.train()
+    for index, layer in enumerate(oracle.base_model.model.model.layers):
+        attention = layer.self_attn
+        masks = [*drawn[2 * index], *drawn[2 * index + 1]]
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        for projection, mask in zip(projections, masks, strict=True):
+            projection.lora_dropout["default"] = _Recorded(mask.double(), 0.25)
+    assert distance(found, gradients_of_rows(oracle, adapter, rows)[1]) < 1e-9
+
+
+# --- the layout ---
+
+
+@given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=8), min_size=1, max_size=3), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_a_layout_predicts_every_target_from_the_token_before_it(clients, prefix):
+    rows = [with_prefix(make_rows(sizes, i), min(prefix, min(sizes))) for i, sizes in enumerate(clients)]
+    layout = lay_out(rows)
+    flat = [row for own in rows for row in own]
+    expected = [
+        (index, int(row.ids[i - 1]), int(row.ids[i]), i - 1)
+        for index, row in enumerate(flat)
+        for i in range(1, len(row.ids))
+        if row.supervised[i]
+    ]
+    owners, before = layout.row_of_target.tolist(), layout.ids[layout.at].tolist()
+    found = zip(owners, before, layout.targets.tolist(), layout.positions[layout.at].tolist(), strict=True)
+    assert list(found) == expected
+    assert layout.tokens == sum(len(row.ids) for row in flat)
+    assert layout.spans[-1][1] == len(layout.ids)
+    for own, (start, end) in zip(rows, layout.spans, strict=True):
+        shared = shared_prefix(own)
+        assert end - start == sum(len(row.ids) for row in own) - shared * max(len(own) - 1, 0)
+
+
+def test_a_target_is_never_predicted_from_a_shared_token():
+    """What follows the last shared token differs from row to row."""
+    rows = with_prefix(make_rows([30, 30, 30]), 20)  # supervised from token 15 on
+    assert shared_prefix(rows) == 14
+    assert shared_prefix(rows[:1]) == 0
+    assert shared_prefix(with_prefix(make_rows([30, 30], prompt=1.0), 5)) == 0
+
+
+def test_rows_of_similar_length_share_a_group_and_others_do_not():
+    layout = lay_out([make_rows([100, 95, 40])])
+    assert [(group.count, group.length) for group in layout.groups] == [(2, 100), (1, 40)]
+    assert len(layout.padding) == 5
+    assert lay_out([make_rows([50, 50])]).slots is None
