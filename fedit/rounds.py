@@ -115,12 +115,13 @@ def _one_round(
         for client_id in chosen
     ]
     bytes_down = sum(tensors.num_bytes(t.broadcast.adapter) + tensors.num_bytes(t.broadcast.extra) for t in tasks)
-    tally, drift = _Tally(), Drift()
-    bias = AggregationBias(server.adapter, len(tasks), seeds.derive(seed, "bias", number))
+    tally, drift = _Tally(), Drift(server.adapter)
+    bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
 
-    def observe(update: ClientUpdate) -> None:
-        for observer in (tally, drift, bias):
-            observer.observe(update)
+    def observe(update: ClientUpdate, norm: float) -> None:
+        tally.observe(update)
+        drift.observe(update, norm)
+        bias.observe(update)
 
     updates = Updates(engine.run(tasks), server.adapter, observe)
     try:
@@ -129,6 +130,7 @@ def _one_round(
         after = server
     aggregated = len(tally.clients) >= min_clients
     state = after if aggregated else server
+    mean = updates.deltas.value()
     record = RoundRecord(
         round=number,
         cohort=chosen,
@@ -140,6 +142,6 @@ def _one_round(
         bytes_up=tally.bytes_up,
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
-        diagnostics={**drift.report(), **bias.report()},
+        diagnostics={**drift.report(mean), **bias.report(mean)},
     )
     return replace(state, round=number), record

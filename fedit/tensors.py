@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedit.types import Tensors
 
-CHUNK = 131_072
-"""Entries that are widened to float64 at a time: a megabyte, which stays in the cache."""
+CHUNK = 65_536
+"""Entries that are widened to float64 at a time: half a megabyte, which stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +46,7 @@ class Flat(dict[str, Tensor]):
     changes both. An operation that meets two sets of one layout and dtype makes one pass over their
     buffers, with the same bits as tensor by tensor.
 
-    buffer: one dimension, ``layout.size`` entries of one floating dtype, contiguous; it may be part of a larger one.
+    buffer: ``layout.size`` entries of one floating dtype in one dimension, in one piece, perhaps of a larger buffer.
     """
 
     __slots__ = ("buffer", "layout")
@@ -118,6 +118,15 @@ def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor], scale: float = 1.0) ->
     if isinstance(a, Flat) and a.matches(b) and isinstance(b, Flat):
         return Flat(a.layout, _sum(a.buffer, b.buffer, scale))
     return {name: _sum(tensor, b[name], scale) if name in b else tensor for name, tensor in a.items()}
+
+
+def add_to(a: Flat, b: Mapping[str, Tensor], scale: float) -> None:
+    """Add ``scale * b`` to ``a`` in place; names that only ``a`` has are kept as they are."""
+    if isinstance(b, Flat) and b.layout is a.layout:
+        a.buffer.add_(b.buffer, alpha=scale)
+    else:
+        for name, tensor in b.items():
+            a[name].add_(tensor, alpha=scale)
 
 
 def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensors:
@@ -255,18 +264,23 @@ def _sum(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> float:
     """Return the inner product of two vectors, widened piece by piece."""
-    total = 0.0
+    total, wide = 0.0, _scratch(a)
     for x, y in zip(a.split(CHUNK), b.split(CHUNK), strict=True):
-        wide = x.double()
-        total += float(torch.dot(wide, wide if a is b else y.double()))
+        left = wide[: len(x)].copy_(x)
+        total += float(torch.dot(left, left if a is b else y.double()))
     return total
+
+
+def _scratch(values: Tensor) -> Tensor:
+    """Return room for a widened piece: asked for once, since fresh memory costs more than the arithmetic."""
+    return torch.empty(min(CHUNK, values.numel()), dtype=torch.float64, device=values.device)
 
 
 def _add_chunks(sums: Tensor, values: Tensor, weight: float) -> float:
     """Add ``weight * values`` to float64 ``sums`` in place, in one pass; return the square of values' norm."""
-    squares = 0.0
+    squares, room = 0.0, _scratch(values)
     for total, piece in zip(sums.split(CHUNK), values.split(CHUNK), strict=True):
-        wide = piece.double()
+        wide = room[: len(piece)].copy_(piece)
         squares += float(torch.dot(wide, wide))
         total.add_(wide, alpha=weight)
     return squares
