@@ -46,7 +46,7 @@ class Flat(dict[str, Tensor]):
     changes both. An operation that meets two sets of one layout and dtype makes one pass over their
     buffers, with the same bits as tensor by tensor.
 
-    buffer: ``layout.size`` entries of one floating dtype in one dimension, in one piece, perhaps of a larger buffer.
+    buffer: ``layout.size`` entries of one floating dtype in one dimension and one piece, maybe of a larger one.
     """
 
     __slots__ = ("buffer", "layout")
