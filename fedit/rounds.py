@@ -76,6 +76,8 @@ def run_rounds(
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
     """
     clients = {client.client_id: client for client in engine.clients()}
+    if tensors.can_flatten(server.adapter):
+        server = replace(server, adapter=tensors.flatten(server.adapter))
     empty = 0
     while server.round < rounds:
         server, record = _one_round(server, engine, strategy, clients, cohort, training, seed, min_clients)
