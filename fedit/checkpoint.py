@@ -1,15 +1,16 @@
 """The server's state on disk, one folder a round, whole or absent."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-
+from fedit import tensorfiles
 from fedit.errors import RunFolderError
 from fedit.files import new_folder, remove_leftovers
-from fedit.types import ServerState, Tensors
+from fedit.types import ServerState
+
+log = logging.getLogger(__name__)
 
 _PARTS = ("adapter", "memory")
 
@@ -20,30 +21,56 @@ def save(folder: Path, server: ServerState) -> None:
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
+    parts = {part: getattr(server, part) for part in _PARTS}
+    content = tensorfiles.encode(parts, {"round": str(server.round)})
     with new_folder(_path(folder, server.round)) as temporary:
-        tensors = {f"{part}/{n}": t for part in _PARTS for n, t in getattr(server, part).items()}
-        (temporary / "state.safetensors").write_bytes(safetensors.torch.save(tensors))
-        (temporary / "state.json").write_text(json.dumps({"round": server.round, "version": 1}) + "\n")
+        (temporary / "state.safetensors").write_bytes(content)
+        (temporary / "state.json").write_text(json.dumps({"round": server.round, "version": 2}) + "\n")
 
 
 def load(folder: Path, round: int) -> ServerState:
     """Read the state after ``round``.
 
     Raises:
-        RunFolderError: it is not there or damaged.
+        RunFolderError: it is not there or damaged, if only by one bit.
     """
     path = _path(folder, round)
-    parts: dict[str, Tensors] = {part: {} for part in _PARTS}
     try:
         stored = json.loads((path / "state.json").read_text())["round"]
-        for name, tensor in safetensors.torch.load_file(path / "state.safetensors").items():
-            part, _, key = name.partition("/")
-            parts[part][key] = tensor
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        parts, metadata = tensorfiles.decode((path / "state.safetensors").read_bytes(), _PARTS)
+        same = stored == int(metadata["round"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"the server state {path} cannot be read: {error}") from error
-    if stored != round:
+    if stored != round or not same:
         raise RunFolderError(f"the server state {path} says it is of round {stored}")
     return ServerState(round, parts["adapter"], parts["memory"])
+
+
+def newest(folder: Path) -> ServerState | None:
+    """Return the newest state that is intact, None if none was ever saved; newer damaged ones are set aside.
+
+    Raises:
+        RunFolderError: every state is damaged.
+    """
+    damaged: list[int] = []
+    problem: RunFolderError | None = None
+    for round in reversed(rounds(folder)):
+        try:
+            state = load(folder, round)
+        except RunFolderError as error:
+            problem = problem or error
+            damaged.append(round)
+            continue
+        if damaged:
+            log.warning("%s; going on from round %d instead", problem, round)
+        for bad in damaged:
+            path = _path(folder, bad)
+            shutil.rmtree(path.with_name(f"damaged-{path.name}"), ignore_errors=True)
+            path.rename(path.with_name(f"damaged-{path.name}"))
+        return state
+    if problem is not None:
+        raise RunFolderError(f"{problem}; no older state is intact, so start a new run.") from problem
+    return None
 
 
 def rounds(folder: Path) -> list[int]:

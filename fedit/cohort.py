@@ -1,5 +1,6 @@
 """Which clients take part in a round."""
 
+import heapq
 from collections.abc import Sequence
 
 from fedit import seeds
@@ -28,5 +29,6 @@ def uniform(clients: Sequence[ClientInfo], per_round: int | float, *, seed: int,
     Every client has its own draw from (seed, round, id) and the smallest take part: the same
     cohort on any machine and with any number of workers.
     """
-    draws = sorted((seeds.derive(seed, "cohort", round, client.client_id), client.client_id) for client in clients)
-    return sorted(client_id for _, client_id in draws[: cohort_size(per_round, len(clients))])
+    ids, size = [client.client_id for client in clients], cohort_size(per_round, len(clients))
+    draws = zip(seeds.derive_each(seed, "cohort", round, ends=ids), ids, strict=True)
+    return sorted(client_id for _, client_id in heapq.nsmallest(size, draws))

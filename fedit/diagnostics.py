@@ -1,58 +1,71 @@
 """What a round says about itself: client drift, agreement of updates, the bias of averaging A and B apart."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fedit import lora, seeds, tensors
+from fedit.tensors import Flat
 from fedit.types import ClientUpdate, Tensors
 
-EXACT_RANK = 256
-"""Up to this sum of ranks over the cohort the aggregation bias is exact; beyond it, a sketch estimates it."""
+EXACT_COST = 4_000_000
+"""Multiply-adds that the aggregation bias may cost a client to be exact; beyond them, a sketch estimates it."""
 
-SKETCH_COLUMNS = 64
+SKETCH_COLUMNS = 16
+"""Columns of the sketch. The error falls with their root, the cost of a client rises with their number."""
+
+_SMALLEST_NORM = 1e-30
+"""Updates below it count as not moved: float32 has no room for their direction."""
 
 
 class Drift:
-    """How far clients moved and how much they agree; holds two sets of tensors, whatever the cohort."""
+    """How far clients moved and how much they agree; holds one set of tensors, whatever the cohort.
 
-    def __init__(self) -> None:
+    adapter: of the round; its names and shapes are those of the updates.
+    """
+
+    def __init__(self, adapter: Tensors) -> None:
         self.norms: dict[str, float] = {}
-        self._mean = tensors.RunningMean()
-        self._directions = tensors.RunningMean()
+        self._directions = tensors.empty_like(adapter, torch.float32)
+        self._directions.buffer.zero_()
+        self._pointing = 0
+        self._weight = 0.0
         self._weighted_squares = 0.0
 
-    def observe(self, update: ClientUpdate) -> None:
-        """Take one accepted update into account."""
-        norm = tensors.norm(update.delta)
+    def observe(self, update: ClientUpdate, norm: float) -> None:
+        """Take one accepted update, and the Euclidean norm of its delta, into account."""
         self.norms[update.client_id] = norm
-        self._mean.add(update.delta, update.weight)
+        self._weight += update.weight
         self._weighted_squares += update.weight * norm**2
-        if norm > 0:
-            self._directions.add({name: t / norm for name, t in update.delta.items()}, 1.0)
+        if norm > _SMALLEST_NORM:
+            self._pointing += 1
+            tensors.add_to(self._directions, update.delta, 1 / norm)
 
-    def report(self) -> dict[str, float]:
+    def report(self, mean: Mapping[str, Tensor]) -> dict[str, float]:
         """Return update norms, the mean pairwise cosine of updates, and gradient diversity.
 
+        mean: of the deltas observed, by their weights.
         Diversity is sum p_k |d_k|^2 / |mean d|^2: 1 when all clients agree, larger as they cancel.
         """
         if not self.norms:
             return {}
-        mean_norm = tensors.norm(self._mean.value())
+        mean_norm = tensors.norm(mean)
         report = {
             "update_norm_mean": sum(self.norms.values()) / len(self.norms),
             "update_norm_max": max(self.norms.values()),
             "mean_update_norm": mean_norm,
         }
-        count = self._directions.weight
+        count = self._pointing
         if count > 1:
             # |sum of unit vectors|^2 = count + sum over ordered pairs of their cosines
-            squared = (count * tensors.norm(self._directions.value())) ** 2
-            report["pairwise_cosine"] = (squared - count) / (count * (count - 1))
+            report["pairwise_cosine"] = (tensors.norm(self._directions) ** 2 - count) / (count * (count - 1))
         if mean_norm > 0:
-            report["diversity"] = self._weighted_squares / self._mean.weight / mean_norm**2
+            report["diversity"] = self._weighted_squares / self._weight / mean_norm**2
         return report
 
 
@@ -62,77 +75,150 @@ class AggregationBias:
     d is the client's delta from the round's adapter. The numerator is the weighted covariance
     of the factors' drifts, the difference between the mean of the products and the product of
     the means (arXiv:2305.05644 averages factors; arXiv:2410.09432 names the difference).
-    Exact while the cohort's ranks sum to at most `EXACT_RANK`, otherwise from a seeded
-    Gaussian sketch with its standard error.
+    Both are matrices of the adapted layers' size. Small ones are added up as they are, which is
+    exact; of larger ones only products with a seeded Gaussian probe are, which estimates the
+    ratio and its standard error. Either holds the same few numbers whatever the cohort.
     """
 
-    def __init__(self, adapter: Tensors, cohort_size: int, seed: int) -> None:
-        self._adapter = adapter
-        self._mean = tensors.RunningMean()
-        self._modules = [m for m in lora.modules(adapter) if f"{m}.A" in adapter and f"{m}.B" in adapter]
-        rank = max((adapter[f"{m}.A"].shape[0] for m in self._modules), default=0)
-        self.exact = cohort_size * rank <= EXACT_RANK
-        self._deltas: list[tuple[Tensors, float]] = []
-        self._sketches: dict[str, Tensor] = {}
-        self._probes = {} if self.exact else {m: self._probe(m, seed) for m in self._modules}
+    def __init__(self, adapter: Tensors, seed: int) -> None:
+        self._adapter = tensors.flatten(adapter)
+        self._groups = _groups(self._adapter)
+        self.exact = sum(group.dense_cost for group in self._groups) <= EXACT_COST
+        dtype = self._adapter.buffer.dtype
+        self._probes = [None if self.exact else _probe(group, seed, dtype) for group in self._groups]
+        self._sums = [
+            torch.zeros(group.count, group.out, group.width if self.exact else SKETCH_COLUMNS, dtype=dtype)
+            for group in self._groups
+        ]
+        self._weight = 0.0
+        self._incomplete = False
 
     def observe(self, update: ClientUpdate) -> None:
-        """Take one accepted update into account; those that lack a factor have no product to compare."""
-        if any(name not in update.delta for name in self._adapter):
+        """Take one accepted update into account."""
+        delta = self._aligned(update.delta)
+        if delta is None:
+            self._incomplete = True
             return
-        self._mean.add(update.delta, update.weight)
-        if self.exact:
-            self._deltas.append((update.delta, update.weight))
-            return
-        for module, probe in self._probes.items():
-            a, b = update.delta[f"{module}.A"].double(), update.delta[f"{module}.B"].double()
-            product = update.weight * (b @ (a @ probe))
-            self._sketches[module] = self._sketches[module] + product if module in self._sketches else product
+        self._weight += update.weight
+        for group, probe, total in zip(self._groups, self._probes, self._sums, strict=True):
+            a, b = group.factors(delta)
+            total.baddbmm_(b, _seen(a, probe), alpha=update.weight)
 
-    def report(self) -> dict[str, float]:
-        """Return ``aggregation_bias`` and, from a sketch, ``aggregation_bias_error`` (one standard error)."""
-        if self._mean.weight == 0:
+    def report(self, mean: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return ``aggregation_bias`` and, from a sketch, ``aggregation_bias_error`` (one standard error).
+
+        mean: of the deltas observed, by their weights.
+        Nothing where an update lacked a factor: it has no product to compare.
+        """
+        aligned = self._aligned(mean)
+        if self._weight == 0 or self._incomplete or aligned is None:
             return {}
-        mean = self._mean.value()
-        if self.exact:
-            lost = math.sqrt(sum(self._exact(m, mean, lost=True) ** 2 for m in self._modules))
-            moved = math.sqrt(sum(self._exact(m, mean, lost=False) ** 2 for m in self._modules))
-            return {"aggregation_bias": lost / moved} if moved > 0 else {}
-        lost_squares, moved_squares = self._sketched(mean)
-        if float(moved_squares.sum()) == 0:
+        lost, moved = self._squares(aligned)
+        if float(moved.sum()) == 0:
             return {}
-        bias = math.sqrt(float(lost_squares.sum() / moved_squares.sum()))
-        return {
-            "aggregation_bias": bias,
-            "aggregation_bias_error": bias * _ratio_error(lost_squares, moved_squares),
-        }
+        bias = math.sqrt(float(lost.sum() / moved.sum()))
+        if self.exact:
+            return {"aggregation_bias": bias}
+        return {"aggregation_bias": bias, "aggregation_bias_error": bias * _ratio_error(lost, moved)}
 
-    def _exact(self, module: str, mean: Mapping[str, Tensor], *, lost: bool) -> float:
-        mean_a, mean_b = mean[f"{module}.A"], mean[f"{module}.B"]
-        left = [(weight / self._mean.weight) * delta[f"{module}.B"] for delta, weight in self._deltas]
-        right = [delta[f"{module}.A"] for delta, _ in self._deltas]
-        if lost:
-            left, right = [*left, -mean_b], [*right, mean_a]
-        else:
-            left += [self._adapter[f"{module}.B"], mean_b]
-            right += [mean_a, self._adapter[f"{module}.A"]]
-        return lora.product_norm(torch.cat(left, dim=1), torch.cat(right, dim=0))
-
-    def _sketched(self, mean: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        lost = torch.zeros(SKETCH_COLUMNS, dtype=torch.float64)
-        moved = torch.zeros(SKETCH_COLUMNS, dtype=torch.float64)
-        for module, probe in self._probes.items():
-            a, b = self._adapter[f"{module}.A"].double(), self._adapter[f"{module}.B"].double()
-            mean_a, mean_b = mean[f"{module}.A"].double(), mean[f"{module}.B"].double()
-            products = self._sketches[module] / self._mean.weight
-            lost += (products - mean_b @ (mean_a @ probe)).square().sum(0)
-            moved += (products + b @ (mean_a @ probe) + mean_b @ (a @ probe)).square().sum(0)
+    def _squares(self, mean: Flat) -> tuple[Tensor, Tensor]:
+        """Return numerator and denominator squared, float64: one number, or one a column of the sketch."""
+        columns = 1 if self.exact else SKETCH_COLUMNS
+        lost, moved = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+        for group, probe, total in zip(self._groups, self._probes, self._sums, strict=True):
+            a, b = group.factors(self._adapter)
+            mean_a, mean_b = group.factors(mean)
+            products, mean_a_seen = total / self._weight, _seen(mean_a, probe)
+            for squares, matrix in (
+                (lost, products - mean_b @ mean_a_seen),
+                (moved, products + b @ mean_a_seen + mean_b @ _seen(a, probe)),
+            ):
+                squares += matrix.double().square().sum((0, 1)).reshape(columns, -1).sum(1)
         return lost, moved
 
-    def _probe(self, module: str, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seeds.derive(seed, "sketch", module))
-        width = self._adapter[f"{module}.A"].shape[1]
-        return torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float64)
+    def _aligned(self, values: Mapping[str, Tensor]) -> Flat | None:
+        """Return ``values`` over one buffer like the adapter's; None if it lacks some of its names."""
+        if tensors.layout_of(values) is not self._adapter.layout:
+            return None
+        if self._adapter.matches(values) and isinstance(values, Flat):
+            return values
+        dtype = self._adapter.buffer.dtype
+        return tensors.flatten({name: tensor.to(dtype) for name, tensor in values.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Modules of one shape at equal distances in the flat buffer, so that their factors are one strided view.
+
+    a, b:  offsets of the first module's factors; step: from one module to the next, in entries.
+    """
+
+    name: str
+    count: int
+    rank: int
+    width: int
+    out: int
+    a: int
+    b: int
+    step: int
+
+    @property
+    def dense_cost(self) -> int:
+        """Multiply-adds of all products."""
+        return self.count * self.rank * self.width * self.out
+
+    def factors(self, flat: Flat) -> tuple[Tensor, Tensor]:
+        """Return views (count, rank, width) and (count, out, rank)."""
+        start = flat.buffer.storage_offset()
+        a = flat.buffer.as_strided((self.count, self.rank, self.width), (self.step, self.width, 1), start + self.a)
+        b = flat.buffer.as_strided((self.count, self.out, self.rank), (self.step, self.rank, 1), start + self.b)
+        return a, b
+
+
+def _groups(adapter: Flat) -> list[_Group]:
+    """Return all modules that have both factors, as few groups as possible."""
+    places = dict(zip(adapter.layout.names, adapter.layout.offsets, strict=True))
+    alike: dict[tuple[str, torch.Size, torch.Size], list[str]] = {}
+    for module in lora.modules(adapter):
+        if f"{module}.A" in adapter and f"{module}.B" in adapter:
+            kind = re.sub(r"\d+", "#", module)  # the same projection of every layer
+            alike.setdefault((kind, adapter[f"{module}.A"].shape, adapter[f"{module}.B"].shape), []).append(module)
+    groups = []
+    for (_, (rank, width), (out, _)), modules in alike.items():
+        pairs = [(places[f"{module}.A"], places[f"{module}.B"]) for module in modules]
+        start = 0
+        for end in _ends_of_runs(pairs):
+            a, b = pairs[start]
+            step = pairs[start + 1][0] - a if end - start > 1 else 0
+            groups.append(_Group(modules[start], end - start, rank, width, out, a, b, step))
+            start = end
+    return groups
+
+
+def _ends_of_runs(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return where runs of pairs at equal distances end; every pair is in one run."""
+    ends: list[int] = []
+    start, distance = 0, None
+    for index, (one, two) in enumerate(pairwise(pairs), start=1):
+        here = (two[0] - one[0], two[1] - one[1])
+        if here[0] != here[1] or (distance is not None and here != distance):
+            ends.append(index)
+            start, distance = index, None
+        elif index - start >= 1:
+            distance = here
+    return [*ends, len(pairs)]
+
+
+def _probe(group: _Group, seed: int, dtype: torch.dtype) -> Tensor:
+    """Return a Gaussian probe (count, width, columns) that all modules of the group share."""
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "sketch", group.name))
+    probe = torch.randn(group.width, SKETCH_COLUMNS, generator=generator, dtype=dtype)
+    return probe.expand(group.count, -1, -1)
+
+
+def _seen(a: Tensor, probe: Tensor | None) -> Tensor:
+    """Return what the probe sees of ``a``; all of it without a probe."""
+    return a if probe is None else torch.bmm(a, probe)
 
 
 def _ratio_error(numerator: Tensor, denominator: Tensor) -> float:

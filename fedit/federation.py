@@ -57,7 +57,7 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
     """
     server = _start(job, arm, folder, log)
     engine = InProcess(_worker(job, arm, folder), lambda task, progress: _tell_step(log, task, progress))
-    if not _should_stop(job, log.read()):
+    if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
             engine,
@@ -69,16 +69,17 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
             min_clients=arm.min_clients,
         ):
             server = state
-            _log_round(log, record)
+            with log.together():
+                _log_round(log, record)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, server, log)
             checkpoint.save(folder / "server", server)
-            events = log.read()
+            events = log.history()
             checkpoint.prune(folder / "server", job.config.keep_rounds, best_round(job, events))
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
-    events = log.read()
+    events = log.history()
     best = best_round(job, events)
     if best is not None and best != server.round:
         server = checkpoint.load(folder / "server", best)
@@ -107,12 +108,12 @@ def totals(events: Sequence[Event]) -> dict[str, float]:
 
 
 def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
-    done = checkpoint.rounds(folder / "server")
-    if done:
-        log.rewind(done[-1])
-        if 0 < done[-1] < arm.rounds:
-            log.write("resumed", done[-1])
-        return checkpoint.load(folder / "server", done[-1])
+    saved = checkpoint.newest(folder / "server")
+    if saved is not None:
+        log.rewind(saved.round)
+        if 0 < saved.round < arm.rounds:
+            log.write("resumed", saved.round)
+        return saved
     log.rewind(-1)
     server = arm.strategy.init(job.model.initial(job.config.seed))
     log.write(

@@ -76,6 +76,8 @@ def run_rounds(
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
     """
     clients = {client.client_id: client for client in engine.clients()}
+    if tensors.can_flatten(server.adapter):
+        server = replace(server, adapter=tensors.flatten(server.adapter))
     empty = 0
     while server.round < rounds:
         server, record = _one_round(server, engine, strategy, clients, cohort, training, seed, min_clients)
@@ -115,12 +117,13 @@ def _one_round(
         for client_id in chosen
     ]
     bytes_down = sum(tensors.num_bytes(t.broadcast.adapter) + tensors.num_bytes(t.broadcast.extra) for t in tasks)
-    tally, drift = _Tally(), Drift()
-    bias = AggregationBias(server.adapter, len(tasks), seeds.derive(seed, "bias", number))
+    tally, drift = _Tally(), Drift(server.adapter)
+    bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
 
-    def observe(update: ClientUpdate) -> None:
-        for observer in (tally, drift, bias):
-            observer.observe(update)
+    def observe(update: ClientUpdate, norm: float) -> None:
+        tally.observe(update)
+        drift.observe(update, norm)
+        bias.observe(update)
 
     updates = Updates(engine.run(tasks), server.adapter, observe)
     try:
@@ -129,6 +132,7 @@ def _one_round(
         after = server
     aggregated = len(tally.clients) >= min_clients
     state = after if aggregated else server
+    mean = updates.deltas.value()
     record = RoundRecord(
         round=number,
         cohort=chosen,
@@ -140,6 +144,6 @@ def _one_round(
         bytes_up=tally.bytes_up,
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
-        diagnostics={**drift.report(), **bias.report()},
+        diagnostics={**drift.report(mean), **bias.report(mean)},
     )
     return replace(state, round=number), record

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-
+from fedit import tensorfiles
 from fedit.errors import RunFolderError
 from fedit.files import safe_name, write_bytes
-from fedit.types import ClientState, Tensors
+from fedit.types import ClientState
+
+GENERATIONS = 3
+"""States of a client that stay on disk: the newest, the one before it that an interrupted round goes back to,
+and one more for a run whose newest server state turns out to be damaged."""
 
 _PARTS = ("private", "memory", "optimizer")
 
@@ -24,14 +26,26 @@ class ClientStore:
     _states: dict[str, ClientState] = field(default_factory=dict)
 
     def read(self, client_id: str, before_round: int) -> ClientState:
-        """Return the client's newest state from a round before ``before_round``; a fresh one if there is none."""
+        """Return the client's newest state from a round before ``before_round``; a fresh one if there is none.
+
+        Raises:
+            RunFolderError: the state is damaged, or it was deleted because newer ones had followed.
+        """
         if self.folder is None:
             return self._states.get(client_id, ClientState())
-        rounds = [r for r in self._rounds(client_id) if r < before_round]
-        return _load(self._path(client_id, max(rounds))) if rounds else ClientState()
+        rounds = self._rounds(client_id)
+        earlier = [r for r in rounds if r < before_round]
+        if earlier:
+            return _load(self._path(client_id, earlier[-1]))[0]
+        if rounds and (gone := _load(self._path(client_id, rounds[0]))[1]) is not None:
+            raise RunFolderError(
+                f"client '{client_id}' cannot do round {before_round} again: its state after round {gone} was "
+                f"deleted when newer ones followed (the newest {GENERATIONS} are kept); start a new run."
+            )
+        return ClientState()
 
     def write(self, client_id: str, round: int, state: ClientState) -> None:
-        """Keep the state after ``round``; of the older ones only the newest stays.
+        """Keep the state after ``round``; of the older ones only the newest stay.
 
         Raises:
             RunFolderError: the disk is full or the folder cannot be written.
@@ -39,10 +53,11 @@ class ClientStore:
         if self.folder is None:
             self._states[client_id] = state
             return
-        tensors = {f"{part}/{n}": t for part in _PARTS for n, t in getattr(state, part).items()}
-        data = safetensors.torch.save(tensors, metadata={"batches_seen": str(state.batches_seen)})
-        write_bytes(self._path(client_id, round), data)
-        for old in sorted(r for r in self._rounds(client_id) if r < round)[:-1]:
+        older = [r for r in self._rounds(client_id) if r < round]
+        metadata = {"batches_seen": str(state.batches_seen), "previous": str(older[-1]) if older else ""}
+        content = tensorfiles.encode({part: getattr(state, part) for part in _PARTS}, metadata)
+        write_bytes(self._path(client_id, round), content)
+        for old in older[: 1 - GENERATIONS]:
             self._path(client_id, old).unlink(missing_ok=True)
 
     def _path(self, client_id: str, round: int) -> Path:
@@ -53,17 +68,15 @@ class ClientStore:
 
     def _rounds(self, client_id: str) -> list[int]:
         folder = self._path(client_id, 0).parent
-        return [int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors")]
+        return sorted(int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors"))
 
 
-def _load(path: Path) -> ClientState:
-    parts: dict[str, Tensors] = {part: {} for part in _PARTS}
+def _load(path: Path) -> tuple[ClientState, int | None]:
+    """Return the state in ``path`` and the round of the one before it."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            seen = int((file.metadata() or {})["batches_seen"])
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                part, _, key = name.partition("/")
-                parts[part][key] = file.get_tensor(name)
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        parts, metadata = tensorfiles.decode(path.read_bytes(), _PARTS)
+        seen, previous = int(metadata["batches_seen"]), metadata["previous"]
+        before = int(previous) if previous else None
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(f"the client state {path} cannot be read: {error}") from error
-    return ClientState(seen, parts["private"], parts["memory"], parts["optimizer"])
+    return ClientState(seen, parts["private"], parts["memory"], parts["optimizer"]), before

@@ -85,6 +85,13 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-5])
 
 
+def flip(folder):
+    file = folder / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
 def other_part(folder):
     import safetensors.torch
 
@@ -93,6 +100,7 @@ def other_part(folder):
 
 DAMAGES = {
     "truncated": cut,
+    "one bit": flip,
     "empty": lambda folder: (folder / "state.safetensors").write_bytes(b""),
     "gone": lambda folder: (folder / "state.safetensors").unlink(),
     "unknown part": other_part,
@@ -134,3 +142,42 @@ def test_nothing_is_pickled(tmp_path):
     files = sorted(p.name for p in (tmp_path / "round-0001").iterdir())
     assert files == ["state.json", "state.safetensors"]
     assert json.loads((tmp_path / "round-0001" / "state.json").read_text())["round"] == 1
+
+
+def test_a_flipped_bit_is_told_apart_from_a_missing_file(tmp_path):
+    checkpoint.save(tmp_path, state(3))
+    flip(tmp_path / "round-0003")
+    with pytest.raises(RunFolderError, match="digest"):
+        checkpoint.load(tmp_path, 3)
+
+
+def test_a_state_whose_metadata_is_of_another_round_is_refused(tmp_path):
+    checkpoint.save(tmp_path, state(3))
+    checkpoint.save(tmp_path, state(4))
+    (tmp_path / "round-0003" / "state.safetensors").replace(tmp_path / "round-0004" / "state.safetensors")
+    with pytest.raises(RunFolderError, match="says it is of round"):
+        checkpoint.load(tmp_path, 4)
+
+
+def test_the_newest_intact_state_is_found_with_one_warning(tmp_path, caplog):
+    for round in range(5):
+        checkpoint.save(tmp_path, state(round, float(round)))
+    assert_same(checkpoint.newest(tmp_path), state(4, 4.0))
+    assert caplog.records == []
+    for round in (3, 4):
+        flip(tmp_path / f"round-{round:04d}")
+    assert_same(checkpoint.newest(tmp_path), state(2, 2.0))
+    (warning,) = caplog.messages
+    assert "round-0004" in warning
+    assert "going on from round 2" in warning
+    assert checkpoint.rounds(tmp_path) == [0, 1, 2]
+    assert (tmp_path / "damaged-round-0004").is_dir()
+
+
+def test_without_any_intact_state_there_is_nothing_to_go_on_from(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save(tmp_path, state(0))
+    flip(tmp_path / "round-0000")
+    with pytest.raises(RunFolderError, match="no older state is intact"):
+        checkpoint.newest(tmp_path)
+    assert checkpoint.rounds(tmp_path) == [0]

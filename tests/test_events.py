@@ -93,3 +93,57 @@ def test_a_full_disk_is_a_user_error(log, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match=r"events.jsonl: No space left on device; free some space"):
         log.write("round", 1)
+
+
+def test_events_together_are_one_write_and_told_after_it(tmp_path, monkeypatch):
+    heard, writes = [], []
+    log = EventLog(tmp_path, lambda event: heard.append((event["event"], len(writes))))
+    monkeypatch.setattr(os, "fsync", writes.append)
+    with log.together():
+        for client in "abc":
+            log.write("client", 1, client=client)
+        log.write("round", 1)
+        assert log.read() == []
+    assert len(writes) == 1
+    assert heard == [("client", 1)] * 3 + [("round", 1)]
+    assert [e["event"] for e in log.read()] == ["client"] * 3 + ["round"]
+
+
+def test_of_events_together_none_is_written_when_something_fails(log):
+    def half():
+        with log.together():
+            log.write("client", 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    log.write("round", 1)
+    assert [e["event"] for e in log.read()] == ["round"]
+
+
+def test_the_history_leaves_out_single_clients_and_follows_the_log(log, tmp_path):
+    assert log.history() == []
+    for round in range(3):
+        log.write("client", round, client='"event": "client"')
+        log.write("client_failed", round, client="b")
+        log.write("round", round)
+    assert log.history() == [e for e in log.read() if e["event"] != "client"]
+    assert log.history() == log.history()
+    EventLog(tmp_path, arm="federated").write("evaluation", 2, loss=1.0)  # another hand
+    assert log.history()[-1]["event"] == "evaluation"
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"event": "round", "rou')
+    assert len(log.history()) == 7
+    log.rewind(1)
+    assert [e["round"] for e in log.history()] == [0, 0, 1, 1]
+
+
+def test_the_history_reads_a_line_once(log, monkeypatch):
+    parsed = []
+    plain = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: parsed.append(line) or plain(line))
+    for round in range(10):
+        log.write("client", round)
+        log.write("round", round)
+        assert len(log.history()) == round + 1
+    assert len([line for line in parsed if line]) == 10

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,11 +247,32 @@ def test_another_partition_is_refused(stopped):
         resume(stopped)
 
 
-def test_a_damaged_state_is_named(stopped):
-    done = checkpoint.rounds(stopped / "server")
-    file = stopped / "server" / f"round-{done[-1]:04d}" / "state.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(RunFolderError, match=f"round-{done[-1]:04d}"):
+def damage(folder, round):
+    file = folder / "server" / f"round-{round:04d}" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("moment", [22, 27, 30])
+def test_a_run_whose_newest_state_was_damaged_goes_on_from_the_one_before(config, tmp_path, moment, caplog):
+    run(config, tmp_path / "whole")
+    folder = tmp_path / "r"
+    with pytest.raises(Killed):
+        run(config, folder, listener=killer(moment))
+    newest = checkpoint.rounds(folder / "server")[-1]
+    assert newest > 0
+    damage(folder, newest)
+    resume(folder)
+    assert len([text for text in caplog.messages if "going on from round" in text]) == 1
+    shutil.rmtree(folder / "server" / f"damaged-round-{newest:04d}")
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_damaged_states_alone_are_named(stopped):
+    for round in checkpoint.rounds(stopped / "server"):
+        damage(stopped, round)
+    with pytest.raises(RunFolderError, match=r"round-\d{4}.*start a new run"):
         resume(stopped)
 
 

@@ -1,5 +1,6 @@
 """The loop: who is asked, what is counted, what happens when clients fail. Clients here are arithmetic."""
 
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,6 +10,7 @@ from fedit import cohort
 from fedit.errors import RoundError
 from fedit.rounds import run_rounds
 from fedit.strategies.fedit import FedIT
+from fedit.tensors import Flat
 from fedit.types import ClientFailure, ClientInfo, ClientUpdate, LocalTraining, ServerState
 
 SHAPES = {"m.A": (2, 3), "m.B": (4, 2)}
@@ -185,3 +187,27 @@ def test_clients_without_weight_leave_the_adapter():
     (state, record), _ = go(engine)
     assert not record.aggregated
     assert torch.equal(state.adapter["m.A"], zeros()["m.A"])
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_updates_do_not_outlive_their_turn(count):
+    """However large the cohort, one client's update is there at a time, and the one before it at most."""
+    seen, alive = [], []
+
+    class Watched(Arithmetic):
+        def run(self, tasks):
+            for update in super().run(tasks):
+                seen.append(weakref.ref(update.delta["m.A"]))
+                alive.append(sum(ref() is not None for ref in seen))
+                yield update
+                del update
+
+    go(Watched(count=count), rounds=2)
+    assert len(alive) == 2 * count
+    assert max(alive) <= 2
+
+
+def test_adapters_stay_flat_from_round_to_round():
+    engine = Arithmetic()
+    assert all(isinstance(state.adapter, Flat) for state, _ in go(engine, rounds=2))
+    assert all(isinstance(task.broadcast.adapter, Flat) for task in engine.tasks)

@@ -6,7 +6,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedit.seeds import derive
+from fedit.seeds import derive, derive_each
 
 parts = st.one_of(
     st.integers(0, 10**9), st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), max_size=8)
@@ -39,3 +39,8 @@ def test_another_process_draws_the_same():
     code = "from fedit.seeds import derive; print(derive(7, 'train', 3, 'client-1'))"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(printed) == derive(7, "train", 3, "client-1")
+
+
+@given(st.integers(0, 2**62), st.lists(st.text(st.characters(exclude_categories=["Cs"]))), st.integers(0, 9))
+def test_many_seeds_at_once_are_the_same_seeds(root, ends, round):
+    assert list(derive_each(root, "x", round, ends=ends)) == [derive(root, "x", round, end) for end in ends]

@@ -61,9 +61,32 @@ def test_only_the_newest_states_stay_on_disk(tmp_path):
     for round in range(1, 8):
         store.write("a", round, state(round))
     assert sorted(p.name for p in tmp_path.rglob("*.safetensors")) == [
+        "round-0005.safetensors",
         "round-0006.safetensors",
         "round-0007.safetensors",
     ]
+
+
+def test_a_state_that_was_deleted_is_not_mistaken_for_a_new_client(tmp_path):
+    store = ClientStore(tmp_path)
+    for round in (2, 4, 6):
+        store.write("a", round, state(round))
+    assert store.read("a", 2) == ClientState()
+    store.write("a", 8, state(8))
+    assert store.read("a", 5).batches_seen == 4
+    with pytest.raises(RunFolderError, match=r"round 3 again: its state after round 2 was deleted"):
+        store.read("a", 3)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    store = ClientStore(tmp_path)
+    store.write("a", 1, state(5))
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 128
+    file.write_bytes(content)
+    with pytest.raises(RunFolderError, match="digest"):
+        store.read("a", 2)
 
 
 NAMES = ["../../outside", "a/b", "..", ".", "", "a b", "A:B", "c-x", "é" * 20, "con", "name with\nline", "a%2Fb"]

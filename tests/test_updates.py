@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedit.errors import NoUpdates, UpdatesConsumed
+from fedit.tensors import Flat
 from fedit.types import ClientFailure, ClientUpdate
 from fedit.updates import Updates
 
@@ -50,7 +51,7 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_an_unusable_update_becomes_a_failure_and_the_others_count(reason):
     seen = []
-    updates = Updates([BAD[reason], update("good", 2.0)], EXPECTED, lambda u: seen.append(u.client_id))
+    updates = Updates([BAD[reason], update("good", 2.0)], EXPECTED, lambda u, norm: seen.append(u.client_id))
     assert updates.mean().delta["m.A"].tolist() == [[2.0] * 3] * 2
     assert seen == ["good"]
     assert [failure.client_id for failure in updates.failures] == ["bad"]
@@ -60,7 +61,7 @@ def test_an_unusable_update_becomes_a_failure_and_the_others_count(reason):
 def test_a_client_without_weight_is_ignored():
     seen = []
     nothing = replace(update("empty", 99.0), weight=0.0)
-    updates = Updates([nothing, update("good", 2.0)], EXPECTED, lambda u: seen.append(u.client_id))
+    updates = Updates([nothing, update("good", 2.0)], EXPECTED, lambda u, norm: seen.append(u.client_id))
     assert updates.mean().delta["m.A"].tolist() == [[2.0] * 3] * 2
     assert seen == ["good"]
     with pytest.raises(NoUpdates):
@@ -110,3 +111,23 @@ def test_a_change_reaches_everything_that_leaves_the_client():
     sent = update("a", extra={"c": torch.tensor([1.0])}).map(lambda name, tensor: 2 * tensor)
     assert sent.delta["m.A"][0, 0] == 2
     assert sent.extra["c"].tolist() == [2.0]
+
+
+def test_observers_hear_the_norm_and_everybody_shares_one_mean():
+    heard = []
+    updates = Updates([update("a", 2.0), update("b", 4.0)], EXPECTED, lambda u, norm: heard.append(norm))
+    mean = updates.mean()
+    assert heard == pytest.approx([2 * 14**0.5, 4 * 14**0.5])
+    assert mean.delta is updates.deltas.value()
+    assert isinstance(mean.delta, Flat)
+
+
+def test_a_strategy_that_reads_every_update_leaves_the_mean_to_others():
+    updates = Updates([update("a", 1.0, 1), update("b", 4.0, 2)], EXPECTED)
+    assert [isinstance(u.delta, Flat) for u in updates] == [True, True]
+    assert updates.deltas.value()["m.B"][0, 0] == 3.0
+
+
+def test_deltas_of_several_dtypes_are_averaged_too():
+    odd = changed(update("a", 2.0), m_B=torch.full((4, 2), 2.0, dtype=torch.float64))
+    assert Updates([odd, update("b", 4.0)], EXPECTED).mean().delta["m.A"][0, 0] == 3.0

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Example:
     check: str | None = None
     keys: tuple[str, ...] = ()
     where: str = ""
+    _id: str = field(default="", init=False, repr=False, compare=False)  # of `row_id`, once it was asked for
 
     @property
     def answer(self) -> str:
@@ -56,7 +57,10 @@ class Corpus:
 
 def row_id(example: Example) -> str:
     """Return 16 hex digits that depend on the conversation and its context alone."""
-    return _digest([example.context, *((m.role, m.content) for m in example.messages)])
+    if not example._id:
+        identity = _digest([example.context, *((m.role, m.content) for m in example.messages)])
+        object.__setattr__(example, "_id", identity)  # frozen; nothing that is compared changes
+    return example._id
 
 
 def prompt_id(example: Example) -> str:

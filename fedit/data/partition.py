@@ -23,11 +23,13 @@ class Scheme:
     """One way to deal rows to clients.
 
     needs: what every row must have; "manifest" is a file that names the rows.
+    about: what it does where the function's own description says it of something else.
     """
 
     name: str
     function: Callable[..., Clients]
     needs: Literal["category", "owner", "clusters", "manifest"] | None = None
+    about: str = ""
 
     @property
     def options(self) -> frozenset[str]:
@@ -41,8 +43,8 @@ class Scheme:
 
     @property
     def summary(self) -> str:
-        """First line of the scheme's description."""
-        return (inspect.getdoc(self.function) or "").splitlines()[0]
+        """What the scheme does, in one line."""
+        return self.about or (inspect.getdoc(self.function) or "").splitlines()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,12 @@ PARTITIONS: dict[str, Scheme] = {
         Scheme("label_count", schemes.label_count, "category"),
         Scheme("quantity", schemes.quantity),
         Scheme("natural", schemes.natural, "owner"),
-        Scheme("cluster", schemes.cluster, "clusters"),
+        Scheme(
+            "cluster",
+            schemes.dirichlet,
+            "clusters",
+            "Split every cluster of similar rows by Dir(alpha), for data without categories.",
+        ),
         Scheme("manifest", manifest, "manifest"),
     )
 }

@@ -53,7 +53,7 @@ def shepherd_dirichlet(
     min_examples: int = 40,
 ) -> Clients:
     """Split every category by Dir(alpha); FedIT's unequal sizes: alpha 0.5, at least 40 rows each."""
-    return _by_dirichlet(labels, num_clients, rng, alpha, min_examples)
+    return dirichlet(labels, num_clients, rng, alpha=alpha, min_examples=min_examples)
 
 
 def dirichlet(
@@ -68,19 +68,16 @@ def dirichlet(
 
     Li et al., 2022, arXiv:2102.02079 (NIID-Bench, "noniid-labeldir").
     """
-    return _by_dirichlet(labels, num_clients, rng, alpha, min_examples)
-
-
-def cluster(
-    labels: Sequence[str],
-    num_clients: int,
-    rng: np.random.Generator,
-    *,
-    alpha: float = 0.5,
-    min_examples: int = 10,
-) -> Clients:
-    """Split every cluster of similar rows by Dir(alpha), for data without categories."""
-    return _by_dirichlet(labels, num_clients, rng, alpha, min_examples)
+    _check_feasible(len(labels), num_clients, min_examples)
+    members = [_rows_with(labels, name) for name in sorted(set(labels))]
+    best = 0
+    for _ in range(_TRIES):
+        cuts, sizes = _draw_cuts([len(rows) for rows in members], num_clients, rng, alpha)
+        if sizes.min() >= min_examples:
+            shares = [np.split(rng.permutation(m), c) for m, c in zip(members, cuts, strict=True)]
+            return _named([np.concatenate(mine) for mine in zip(*shares, strict=True)])
+        best = max(best, int(sizes.min()))
+    raise _gave_up(alpha, num_clients, min_examples, best)
 
 
 def label_count(
@@ -158,21 +155,6 @@ def natural(labels: Sequence[str], num_clients: int | None, rng: np.random.Gener
     owners = list(rows)
     chosen = np.sort(rng.choice(len(owners), size=num_clients, replace=False))
     return {owners[position]: rows[owners[position]] for position in chosen}
-
-
-def _by_dirichlet(
-    labels: Sequence[str], num_clients: int, rng: np.random.Generator, alpha: float, min_examples: int
-) -> Clients:
-    _check_feasible(len(labels), num_clients, min_examples)
-    members = [_rows_with(labels, name) for name in sorted(set(labels))]
-    best = 0
-    for _ in range(_TRIES):
-        cuts, sizes = _draw_cuts([len(rows) for rows in members], num_clients, rng, alpha)
-        if sizes.min() >= min_examples:
-            shares = [np.split(rng.permutation(m), c) for m, c in zip(members, cuts, strict=True)]
-            return _named([np.concatenate(mine) for mine in zip(*shares, strict=True)])
-        best = max(best, int(sizes.min()))
-    raise _gave_up(alpha, num_clients, min_examples, best)
 
 
 def _draw_cuts(

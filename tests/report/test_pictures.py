@@ -2,10 +2,11 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fedit.errors import ConfigError, DataError
-from fedit.report.pictures import category_curves, learning_curves, partition_figure
+from fedit.report.pictures import _means, category_curves, learning_curves, partition_figure
 
 ARMS = {
     name: [(1e5 * i, 2.0 - 0.1 * i - 0.05 * arm) for i in range(5)]
@@ -32,6 +33,20 @@ def test_a_partition_is_drawn_a_thousand_pixels_wide(tmp_path, clients):
     width, height = size_of(tmp_path / "p.png")
     assert width == 1000
     assert 200 < height < 1500
+
+
+@pytest.mark.parametrize("clients", [400, 401, 10_000])
+def test_thousands_of_clients_become_a_few_hundred_columns(tmp_path, clients):
+    partition_figure(counts_of(clients, 4), tmp_path / "p.svg")
+    drawn = (tmp_path / "p.svg").read_text()
+    assert drawn.count("<path") < 200  # one outline for all sizes
+    assert len(drawn) < 200_000
+
+
+def test_a_column_is_the_mean_of_its_clients():
+    values = np.arange(10.0).reshape(5, 2)
+    assert _means(values, 1).tolist() == values.tolist()
+    assert _means(values, 2).tolist() == [[1, 2], [5, 6], [8, 9]]
 
 
 def test_equal_pictures_are_equal_files(tmp_path):
