@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedit import seeds
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
+from fedit.model.parameters import Parameters
 from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed, num_supervised
 from fedit.types import Tensors
 
@@ -91,14 +92,14 @@ class StackedTrainer:
                     runs[index].step(rows, losses[index])
                     on_step(index, runs[index].progress)
         return [
-            failed[i] if i in failed else (run.progress, run.state(), self.model.read(own))
+            failed[i] if i in failed else (run.progress, run.state(), own.read())
             for i, (run, own) in enumerate(zip(runs, parameters, strict=True))
         ]
 
     def _gradients(
         self,
         runs: Sequence[Optimisation],
-        parameters: Sequence[Mapping[str, nn.Parameter]],
+        parameters: Sequence[Parameters],
         chosen: Mapping[int, Sequence[TokenRow]],
     ) -> dict[int, float]:
         """Fill ``grad`` of every chosen client with the gradient of its own mean loss; return its summed loss."""

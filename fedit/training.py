@@ -15,7 +15,9 @@ from fedit.data.tokens import TokenRow
 from fedit.errors import FeditError
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
+from fedit.model.parameters import Parameters
 from fedit.objectives import negative_log_likelihood
+from fedit.optimizer import LocalOptimizer
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
 
@@ -85,15 +87,14 @@ class LocalJob:
 class Optimisation:
     """One client's way through its round: which rows come next, and what is done with their gradient."""
 
-    def __init__(self, job: LocalJob, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, job: LocalJob, parameters: Parameters) -> None:
         training = job.training
         self.job = job
         self.progress = Progress()
+        parameters.train(job.trainable)
+        self._all = parameters
         self.parameters = {name: parameters[name] for name in job.trainable}
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in self.parameters)
-        self._optimizer = _optimizer(self.parameters, training)
-        _load_state(self._optimizer, self.parameters, job.optimizer_state)
+        self._optimizer = LocalOptimizer(parameters, sorted(job.trainable), training, job.optimizer_state)
         per_epoch = math.ceil(len(job.rows) / training.batch_size)
         self._total = training.tokens or training.steps or (training.epochs or 1) * per_epoch
         self._stream = batches(len(job.rows), training.batch_size, job.data_seed, job.batches_seen)
@@ -127,9 +128,8 @@ class Optimisation:
         return rows
 
     def forget_gradients(self) -> None:
-        """Let go of all gradients."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        """Set all gradients to zero."""
+        self._all.zero_gradients()
 
     def step(self, rows: Sequence[TokenRow], nll: float) -> None:
         """Take one optimizer step with the gradients that have been added up; nll: summed loss of ``rows``.
@@ -142,18 +142,16 @@ class Optimisation:
             raise TrainingFailed(f"the training loss became {nll}")
         tokens = sum(len(row.ids) for row in rows)
         rate = learning_rate(training, self.job.round, self._done, self._total, tokens if training.tokens else 1)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self.job.correct(self.parameters, grads)
         if training.max_grad_norm > 0:
-            _clip(list(grads.values()), training.max_grad_norm, self.progress.steps)
-        self._optimizer.step()
+            _clip(self._optimizer.gradients(), training.max_grad_norm, self.progress.steps)
+        self._optimizer.step(rate)
         _count(self.progress, rows, self._chosen, nll, rate)
 
     def state(self) -> Tensors:
         """Return the optimizer's state; empty unless it is to be kept."""
-        return _read_state(self._optimizer, self.parameters) if self.job.training.keep_optimizer else {}
+        return self._optimizer.state() if self.job.training.keep_optimizer else {}
 
 
 def num_supervised(rows: Sequence[TokenRow]) -> int:
@@ -189,9 +187,7 @@ class Trainer:
                 on_step(own.progress)
         finally:
             self.model.train_mode(False)
-            for parameter in self.model.parameters.values():
-                parameter.requires_grad_(True)
-                parameter.grad = None
+            self.model.parameters.forget()
         return own.progress, own.state()
 
     def _gradients(self, own: Optimisation, rows: Sequence[TokenRow]) -> float:
@@ -239,41 +235,6 @@ def _dropout_seed(model: AdaptedModel, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _optimizer(params: Mapping[str, Tensor], training: LocalTraining) -> torch.optim.Optimizer:
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            params.values(),
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
-    return torch.optim.AdamW(
-        params.values(),
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-
-
-def _read_state(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> Tensors:
-    state: Tensors = {}
-    for name, parameter in params.items():
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, Tensor):
-                state[f"{name}.{key}"] = value.detach().to("cpu", copy=True)
-    return state
-
-
-def _load_state(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], state: Tensors) -> None:
-    for name, parameter in params.items():
-        prefix = f"{name}."
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if own:
-            # The step counter stays where the optimizer keeps it; moments follow their parameter.
-            optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in own.items()}
 
 
 def _clip(grads: Sequence[Tensor], norm: float, step: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from fedit import seeds
+from fedit import seeds, tensors
 from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
 from fedit.model.batch import Batch, collate, micro_batches
@@ -21,6 +21,7 @@ from fedit.model.fast.layout import Layout, lay_out, shared_prefix
 from fedit.model.fast.linear import Dropout
 from fedit.model.fast.model import FastModel
 from fedit.model.loading import Base
+from fedit.model.parameters import Parameters
 from fedit.model.targets import choose_targets, stores_transposed
 from fedit.types import Tensors
 
@@ -71,6 +72,7 @@ class AdaptedModel:
         )
         with torch.random.fork_rng():  # PEFT draws factors that `initial` replaces
             self._model = peft.get_peft_model(base.model, self.config, adapter_name=ADAPTER)
+        self._training = False
         self.parameters = self._find_parameters()
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -90,16 +92,16 @@ class AdaptedModel:
                 bound = 1 / math.sqrt(parameter.shape[1])
                 value.uniform_(-bound, bound, generator=generator)
             fresh[name] = value
-        return fresh
+        return tensors.flatten(fresh)
 
-    def read(self, parameters: Mapping[str, Tensor] | None = None) -> Tensors:
-        """Return a copy of the loaded adapter, or of another set of parameters."""
-        chosen = self.parameters if parameters is None else parameters
-        return {n: p.detach().to("cpu", self._dtype(p), copy=True) for n, p in chosen.items()}
+    def read(self) -> Tensors:
+        """Return a copy of the adapter."""
+        return self.parameters.read()
 
-    def parameters_of(self, adapter: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    def parameters_of(self, adapter: Mapping[str, Tensor]) -> Parameters:
         """Return trainable copies of ``adapter`` on the model's device, apart from the loaded one."""
-        return {name: nn.Parameter(tensor.to(self.device, copy=True)) for name, tensor in sorted(adapter.items())}
+        moved = {name: tensor.to(self.device) for name, tensor in adapter.items()}
+        return Parameters(tensors.flatten(moved).clone())
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
         """Put ``adapter`` in place of the present one.
@@ -113,20 +115,21 @@ class AdaptedModel:
             raise ModelError(
                 f"adapter does not fit model '{self.base.source.name}': missing {missing}, unknown {unknown}"
             )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                if adapter[name].shape != parameter.shape:
-                    raise ModelError(
-                        f"adapter does not fit: {name} is {tuple(adapter[name].shape)}, "
-                        f"model '{self.base.source.name}' has {tuple(parameter.shape)}"
-                    )
-                parameter.copy_(adapter[name])
+        for name, parameter in self.parameters.items():
+            if adapter[name].shape != parameter.shape:
+                raise ModelError(
+                    f"adapter does not fit: {name} is {tuple(adapter[name].shape)}, "
+                    f"model '{self.base.source.name}' has {tuple(parameter.shape)}"
+                )
+        self.parameters.load(adapter)
 
     # --- running it ---
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout and gradient checkpointing on or off."""
-        self._model.train(on)
+        self._training = on
+        if self.fast is None:  # visiting hundreds of modules takes as long as a small step
+            self._model.train(on)
 
     @property
     def tokens_per_pass(self) -> int:
@@ -231,7 +234,7 @@ class AdaptedModel:
 
     # --- PEFT ---
 
-    def _find_parameters(self) -> dict[str, nn.Parameter]:
+    def _find_parameters(self) -> Parameters:
         found: dict[str, nn.Parameter] = {}
         for name, parameter in self._model.named_parameters():
             if not parameter.requires_grad:
@@ -240,7 +243,7 @@ class AdaptedModel:
             # Adapters stay float32 over a bfloat16 or quantised base: updates are smaller than bf16 steps.
             parameter.data = parameter.data.to(self._dtype(parameter))
             found[f"{module}.{factor}"] = parameter
-        return dict(sorted(found.items()))
+        return Parameters(tensors.flatten(found).clone(), found)
 
     def _dtype(self, parameter: Tensor) -> torch.dtype:
         return torch.float64 if self.base.dtype == torch.float64 else torch.float32
@@ -279,7 +282,7 @@ class AdaptedModel:
         return self.fast
 
     def _dropout(self) -> Dropout | None:
-        return Dropout(self.dropout, [None]) if self.dropout > 0 and self._model.training else None
+        return Dropout(self.dropout, [None]) if self.dropout > 0 and self._training else None
 
     def _probe_rows(self, starts: Sequence[int], prefix: int) -> list[TokenRow]:
         """Return short rows of consecutive tokens after a common prefix."""
