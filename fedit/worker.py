@@ -49,8 +49,9 @@ class Worker:
         """Train one client for one round; a failure that is the client's own becomes data."""
         state = self._store.read(task.client_id, task.round)
         received = {**task.broadcast.adapter, **state.private}
+        rows = self._data[task.client_id]
         try:
-            progress, optimizer = self._optimise(task, received, state, on_step)
+            progress, optimizer = self._optimise(task, rows, received, state, on_step)
         except TrainingFailed as error:
             return ClientFailure(task.client_id, task.round, str(error))
         trained = self._model.read()
@@ -72,17 +73,22 @@ class Worker:
             task.round,
             ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
         )
-        num_examples = len(self._data[task.client_id])
+        num_examples = len(rows)
         shared = {name: tensor for name, tensor in delta.items() if self._strategy.shares(name)}
         weight = self._weigh(num_examples, progress)
         return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics)
 
     def _optimise(
-        self, task: ClientTask, received: Tensors, state: ClientState, on_step: Callable[[Progress], None]
+        self,
+        task: ClientTask,
+        rows: Sequence[TokenRow],
+        received: Tensors,
+        state: ClientState,
+        on_step: Callable[[Progress], None],
     ) -> tuple[Progress, Tensors]:
         self._model.load(received)
         return self._trainer.train(
-            self._data[task.client_id],
+            rows,
             task.training,
             round=task.round,
             batches_seen=state.batches_seen,
