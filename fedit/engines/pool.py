@@ -135,12 +135,12 @@ class _Shift:
         self._next = iter(range(len(requests)))
         self._lock = threading.Lock()
         self._room = threading.Semaphore(AHEAD * len(workers))
-        self._over = threading.Event()
+        self._over = False
+        self._busy: list[Process] = []
         self._heard: queue.SimpleQueue[tuple[int, Event | Reply | Lost | BaseException]] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, args=(worker,), daemon=True) for worker in workers]
         for thread in self._threads:
             thread.start()
-        self._whole = False
 
     def answers(self, tell: Callable[[int, Event], None]) -> Iterator[Reply | Lost]:
         early: dict[int, Reply | Lost] = {}
@@ -155,34 +155,37 @@ class _Shift:
                     early[at] = what
             yield early.pop(index)
             self._room.release()
-        self._whole = True
 
     def end(self) -> None:
         """Let the threads finish; workers that are still at something nobody waits for are ended."""
-        self._over.set()
+        with self._lock:
+            self._over = True
+            unwanted = list(self._busy)
         for _ in self._workers:
             self._room.release()
-        if not self._whole:
-            for worker in self._workers:
-                worker.kill()
+        for worker in unwanted:
+            worker.kill()
         for thread in self._threads:
             thread.join()
-        if not self._whole:
-            for worker in self._workers:
-                worker.stop()
+        for worker in unwanted:
+            worker.stop()
 
     def _work(self, worker: Process) -> None:
         while True:
             self._room.acquire()
             with self._lock:
-                index = None if self._over.is_set() else next(self._next, None)
-            if index is None:
-                return
+                index = None if self._over else next(self._next, None)
+                if index is None:
+                    return
+                self._busy.append(worker)
             try:
-                self._heard.put((index, self._do(worker, index)))
+                answer: Reply | Lost | BaseException = self._do(worker, index)
             except BaseException as error:
-                self._heard.put((index, error))
-                return
+                answer = error
+            with self._lock:
+                self._busy.remove(worker)
+                self._over |= isinstance(answer, BaseException)
+            self._heard.put((index, answer))
 
     def _do(self, worker: Process, index: int) -> Reply | Lost:
         reason = ""
@@ -191,7 +194,7 @@ class _Shift:
                 return worker.ask(self._requests[index], self._keys, lambda event: self._heard.put((index, event)))
             except WorkerDied as death:
                 reason = str(death)
-                if self._over.is_set():
+                if self._over:
                     break
         return Lost(reason)
 

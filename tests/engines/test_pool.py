@@ -1,4 +1,4 @@
-"""The pool's rules, with workers that are no processes: order, look-ahead, replacement, what happens when it stops."""
+"""The pool's rules, with workers that are no processes: order, look-ahead, replacement, ends."""
 
 import threading
 import time
@@ -43,7 +43,9 @@ def test_answers_come_in_the_order_of_the_requests_whoever_is_faster():
     slow_even = lambda worker, number: time.sleep(0.01 * (number % 3 == 0))  # noqa: E731
     pool = Pool([Fake(slow_even) for _ in range(3)])
     told = []
-    found = [answer.header["number"] for answer in pool.run(requests(20), lambda index, e: told.append((index, e)))]
+    found = [
+        answer.header["number"] for answer in pool.run(requests(20), lambda index, e: told.append((index, e)))
+    ]
     assert found == list(range(20))
     assert sorted(told, key=lambda item: item[0]) == [(n, {"number": n}) for n in range(20)]
 
@@ -82,7 +84,10 @@ def test_a_request_is_tried_twice_and_the_rest_goes_on():
 
 
 def test_an_error_ends_the_pass_and_the_workers_that_nobody_waits_for():
+    both = threading.Barrier(2)
+
     def work(worker, number):
+        both.wait(5)
         if number == 0:
             raise ValueError("bad")
         assert worker.killed.wait(5)
@@ -91,18 +96,25 @@ def test_an_error_ends_the_pass_and_the_workers_that_nobody_waits_for():
     workers = [Fake(work), Fake(work)]
     with pytest.raises(ValueError, match="bad"):
         list(Pool(workers).run(requests(9)))
-    assert all(worker.stopped for worker in workers)
-    assert sum(len(worker.asked) for worker in workers) <= 2
+    assert sorted((worker.asked, worker.stopped) for worker in workers) == [([0], 0), ([1], 1)]
 
 
 def test_a_pass_that_is_left_ends_its_workers_and_the_pool_can_be_used_again():
-    worker = Fake(lambda worker, number: number < 3 or worker.killed.wait(5))
+    begun = threading.Event()
+
+    def work(worker, number):
+        if number == 1 and not worker.stopped:
+            begun.set()
+            assert worker.killed.wait(5)
+            raise WorkerDied("killed")
+
+    worker = Fake(work)
     pool = Pool([worker])
     answers = pool.run(requests(9))
     assert next(answers).header == {"number": 0}
+    assert begun.wait(5)
     answers.close()
-    assert worker.stopped == 1
-    assert threading.active_count() == 1 or not any(t.name.startswith("Thread-") for t in threading.enumerate())
+    assert (worker.asked, worker.stopped) == ([0, 1], 1)
     assert pool.ask(Request({"number": 1})).header == {"number": 1}
 
 
@@ -111,9 +123,11 @@ def test_errors_of_the_listener_end_the_pass():
         raise KeyboardInterrupt
 
     worker = Fake()
+    pool = Pool([worker])
     with pytest.raises(KeyboardInterrupt):
-        list(Pool([worker]).run(requests(3), listen))
-    assert worker.stopped == 1
+        list(pool.run(requests(30), listen))
+    assert len(worker.asked) <= AHEAD
+    assert pool.ask(Request({"number": 1})).header == {"number": 1}
 
 
 def test_surplus_workers_are_stopped_and_the_others_begin():
