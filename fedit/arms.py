@@ -1,16 +1,53 @@
 """The arms of a comparison: the federation, clients on their own, everything in one place."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fedit import cohort
+from fedit.data.tokens import TokenRow
 from fedit.events import Event
-from fedit.federation import Arm
 from fedit.prepare import Job
 from fedit.strategies.base import Strategy
 from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
+
+CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Who trains, how, and which of them a round takes.
+
+    clients: client id -> ids of the partition's clients whose rows it holds.
+    """
+
+    name: str
+    rounds: int
+    clients: Mapping[str, Sequence[str]]
+    strategy: Strategy
+    cohort: CohortRule
+    training: Callable[[int], LocalTraining]
+    min_clients: int
+
+
+class ArmRows(Mapping[str, Sequence[TokenRow]]):
+    """The rows of an arm's clients, gathered when they are asked for: there may be many clients."""
+
+    def __init__(self, job: Job, arm: Arm) -> None:
+        self._job = job
+        self._members = arm.clients
+
+    def __getitem__(self, client: str) -> list[TokenRow]:
+        rows = [row for member in self._members[client] for row in self._job.tokens(self._job.clients[member])]
+        # A row without a target, all of whose answer was cut away, teaches nothing.
+        return [row for row in rows if row.supervised.any()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
 
 
 def federated(job: Job) -> Arm:

@@ -182,9 +182,12 @@ class RunConfig(BaseModel):
     keep_rounds: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("run"))
     """Server states to keep, newest first, and the best; 0 keeps all."""
     num_threads: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
-    """CPU threads. Default: one a core. Results are bit for bit the same only with the same number."""
+    """CPU threads of a process. Default: 1 on the CPU. The same number gives the same results, bit for bit."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
-    """Processes that train baselines side by side, one thread each. Default: one a core on the CPU; 1: none."""
+    """Processes that train and evaluate. Default: one a core or GPU; 1: all in this one. Results do not change."""
+
+    stack_clients: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
+    """Clients that train in one pass over the base. Default: several where their steps are small; 1: never."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

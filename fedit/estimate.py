@@ -11,6 +11,7 @@ from fedit.objectives import negative_log_likelihood
 from fedit.prepare import Job
 
 MEASURED_TOKENS = 256
+MEASURED_CLIENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Estimate:
     """Expected cost of a run's rounds; baselines and generated answers come on top.
 
     tokens:            processed in training, prompts counted.
-    tokens_per_second: measured, training.
+    tokens_per_second: measured, training, by all workers together.
     """
 
     tokens: int
@@ -31,19 +32,28 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(job: Job, rounds: int) -> Estimate:
-    """Time one small training pass and scale it to ``rounds`` rounds and their evaluations."""
+def estimate(job: Job, rounds: int, per_token: float, workers: int = 1) -> Estimate:
+    """Scale the training time of one token to ``rounds`` rounds and their evaluations over ``workers`` workers.
+
+    per_token: seconds that one worker takes, from `seconds_per_token`.
+    """
     config = job.config
-    rows = [row for examples in job.clients.values() for row in job.tokens(examples[:4])]
-    sample = _fill(sorted(rows, key=lambda row: len(row.ids))[len(rows) // 4 :])
-    _time_training(job, sample[:1])  # first calls pay for set-up
-    per_token = _time_training(job, sample) / sum(len(row.ids) for row in sample)
     tokens = round(_tokens_per_round(job) * rounds)
     evaluated = sum(len(row.ids) for row in job.tokens([*job.held_out, *job.validation]))
     evaluations = -(-rounds // config.eval_every) + (rounds == config.num_rounds)
+    together = min(workers, job.cohort_size)
     # A forward pass costs about a third of a training pass.
-    seconds = per_token * (tokens + evaluations * evaluated / 3)
-    return Estimate(tokens, 1 / per_token, evaluations, seconds)
+    seconds = per_token * (tokens / together + evaluations * evaluated / 3 / workers)
+    return Estimate(tokens, together / per_token, evaluations, seconds)
+
+
+def seconds_per_token(job: Job) -> float:
+    """Time one small training pass on rows of common lengths."""
+    firsts = [examples[:4] for examples in list(job.clients.values())[:MEASURED_CLIENTS]]
+    rows = [row for examples in firsts for row in job.tokens(examples)]
+    sample = _fill(sorted(rows, key=lambda row: len(row.ids))[len(rows) // 4 :])
+    _time_training(job, sample[:1])  # first calls pay for set-up
+    return _time_training(job, sample) / sum(len(row.ids) for row in sample)
 
 
 def _tokens_per_round(job: Job) -> float:

@@ -1,39 +1,19 @@
 """One arm of a run: a federation of some clients, from its last checkpoint to its end."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedit import checkpoint
-from fedit.engines.inprocess import InProcess
+from fedit.arms import Arm
+from fedit.compute import Compute
+from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.prepare import Job
 from fedit.rounds import RoundRecord, run_rounds
 from fedit.scoring import score
-from fedit.store import ClientStore
-from fedit.strategies.base import Strategy
-from fedit.training import Progress
-from fedit.types import ClientInfo, ClientTask, LocalTraining, ServerState, Tensors
-from fedit.worker import Worker
-
-CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """Who trains, how, and which of them a round takes.
-
-    clients: client id -> ids of the partition's clients whose rows it holds.
-    """
-
-    name: str
-    rounds: int
-    clients: Mapping[str, Sequence[str]]
-    strategy: Strategy
-    cohort: CohortRule
-    training: Callable[[int], LocalTraining]
-    min_clients: int
+from fedit.types import ServerState, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +25,7 @@ class Trained:
     events: list[Event]
 
 
-def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
+def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> Trained:
     """Run the arm's rounds, from the newest checkpoint in ``folder`` on if there is one.
 
     A round is committed by its checkpoint: what was written about later rounds is forgotten
@@ -55,8 +35,10 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
         RoundError: several rounds in a row had too few usable updates.
         RunFolderError: the folder cannot be written.
     """
-    server = _start(job, arm, folder, log)
-    engine = InProcess(_worker(job, arm, folder), lambda task, progress: _tell_step(log, task, progress))
+    server = _start(job, compute, arm, folder, log)
+    engine = compute.engine(
+        arm, folder, lambda task, step: log.tell("step", task.round, client=task.client_id, **step)
+    )
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
@@ -72,13 +54,25 @@ def train(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
             with log.together():
                 _log_round(log, record)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
-                _evaluate(job, server, log)
+                _evaluate(job, compute, server, log)
             checkpoint.save(folder / "server", server)
             events = log.history()
             checkpoint.prune(folder / "server", job.config.keep_rounds, best_round(job, events))
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
+    return _result(job, server, folder, log)
+
+
+def read_trained(job: Job, folder: Path, log: EventLog) -> Trained:
+    """Return what an arm that was trained to its end left in ``folder``."""
+    server = checkpoint.newest(folder / "server")
+    if server is None:
+        raise RunFolderError(f"no intact state of the arm is left in {folder / 'server'}; delete it and resume.")
+    return _result(job, server, folder, log)
+
+
+def _result(job: Job, server: ServerState, folder: Path, log: EventLog) -> Trained:
     events = log.history()
     best = best_round(job, events)
     if best is not None and best != server.round:
@@ -107,7 +101,7 @@ def totals(events: Sequence[Event]) -> dict[str, float]:
     }
 
 
-def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
+def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> ServerState:
     saved = checkpoint.newest(folder / "server")
     if saved is not None:
         log.rewind(saved.round)
@@ -115,7 +109,7 @@ def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
             log.write("resumed", saved.round)
         return saved
     log.rewind(-1)
-    server = arm.strategy.init(job.model.initial(job.config.seed))
+    server = arm.strategy.init(compute.initial())
     log.write(
         "arm_started",
         0,
@@ -124,32 +118,15 @@ def _start(job: Job, arm: Arm, folder: Path, log: EventLog) -> ServerState:
         strategy=job.config.strategy,
         trainable_parameters=sum(tensor.numel() for tensor in server.adapter.values()),
     )
-    _evaluate(job, server, log)
+    _evaluate(job, compute, server, log)
     checkpoint.save(folder / "server", server)
     return server
 
 
-def _worker(job: Job, arm: Arm, folder: Path) -> Worker:
-    data = {
-        # A row without a target, all of whose answer was cut away, teaches nothing.
-        client: [row for member in members for row in job.tokens(job.clients[member]) if row.supervised.any()]
-        for client, members in arm.clients.items()
-    }
-    return Worker(
-        job.model,
-        data,
-        arm.strategy,
-        seed=job.config.seed,
-        weighting=job.config.weighting,
-        store=ClientStore(folder / "clients"),
-    )
-
-
-def _evaluate(job: Job, server: ServerState, log: EventLog) -> None:
+def _evaluate(job: Job, compute: Compute, server: ServerState, log: EventLog) -> None:
     log.tell("evaluating", server.round)
     started = time.perf_counter()
-    job.model.load(server.adapter)
-    fields = score(job)
+    fields = score(job, compute, server.adapter)
     log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
 
 
@@ -171,17 +148,6 @@ def _log_round(log: EventLog, record: RoundRecord) -> None:
         bytes_down=record.bytes_down,
         seconds=round(record.seconds, 3),
         **record.diagnostics,
-    )
-
-
-def _tell_step(log: EventLog, task: ClientTask, progress: Progress) -> None:
-    log.tell(
-        "step",
-        task.round,
-        client=task.client_id,
-        step=progress.steps,
-        tokens=progress.tokens,
-        loss=progress.loss,
     )
 
 

@@ -1,19 +1,24 @@
 """A run, from settings to a folder that tells all: prepare, federate, compare, report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedit import arms, checkpoint
-from fedit.comparison import compare, score_arm, score_base, write_adapter
+from fedit.comparison import compare, score_arm, score_base
+from fedit.compute import Compute, Here, Workers
 from fedit.config import RunConfig
 from fedit.data.manifest import Partition
+from fedit.engines.pool import Pool
+from fedit.engines.sizing import environments, fitting, num_workers
+from fedit.engines.workers import WorkerProcess
 from fedit.errors import RunFolderError
 from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import train
 from fedit.files import remove_leftovers, write_json, write_text
-from fedit.prepare import Job, prepare
+from fedit.prepare import Job, default_threads, prepare
 from fedit.report.summary import summarise, write_summary
 from fedit.runfolder import (
     check_writable,
@@ -63,13 +68,13 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
             f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
         )
     check_writable(folder)
-    with only_worker(folder):
+    with only_worker(folder), _pool(config, folder, config.num_threads) as pool:
         job = prepare(config, _teller(listener))
         write_text(folder / "resolved.yaml", to_yaml(config))
         write_json(folder / "environment.json", environment())
         job.partition.save(folder / "partition.json")
         write_json(folder / "run.json", identity_of(job))
-        return _go(job, folder, listener)
+        return _go(job, _compute(job, pool, folder), folder, listener)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -82,40 +87,87 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     identity = read_identity(folder)
     if (finished := read_summary(folder)) is not None:
         return Result(folder, finished)
-    with only_worker(folder):
+    config = _same_settings(folder, identity)
+    threads = identity.get("num_threads")
+    num_threads = threads if isinstance(threads, int) else None
+    with only_worker(folder), _pool(config, folder, num_threads) as pool:
         for place in (folder, *folder.glob("arms/*")):
             remove_leftovers(place)
-        return _go(_prepare_again(folder, identity, _teller(listener)), folder, listener)
+        job = prepare(config, _teller(listener), num_threads)
+        _check_same(job, folder, identity)
+        return _go(job, _compute(job, pool, folder), folder, listener)
 
 
-def _prepare_again(folder: Path, identity: Mapping[str, object], say: Callable[[str], None]) -> Job:
-    """Return the job of an interrupted run, after making sure that it is still the same one."""
+def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
+    """Return the settings of an interrupted run, after making sure that they did not change."""
     config = read_config(folder)
     if settings_hash(config) != identity.get("settings"):
         raise RunFolderError(
             f"the settings in {folder / 'resolved.yaml'} changed since the run began; start a new run."
         )
-    threads = identity.get("num_threads")
-    job = prepare(config.model_copy(update={"num_threads": threads if isinstance(threads, int) else None}), say)
+    return config
+
+
+def _check_same(job: Job, folder: Path, identity: Mapping[str, object]) -> None:
+    """Make sure that a job that is prepared again is still the one that the run began with."""
     now = identity_of(job)
     for part, words in CHANGES.items():
         if now[part] != identity.get(part):
             raise RunFolderError(f"{words} changed since the run in {folder} began; start a new run.")
     if Partition.load(folder / "partition.json").hash != job.partition.hash:
         raise RunFolderError(f"the partition in {folder / 'partition.json'} is not the one these settings give.")
-    return job
 
 
-def _go(job: Job, folder: Path, listener: Listener | None) -> Result:
+@contextmanager
+def _pool(config: RunConfig, folder: Path, num_threads: int | None) -> Iterator[Pool]:
+    """Start the workers of a run, which load their libraries while this process prepares; none where one suffices.
+
+    num_threads: threads of a worker; None: the default.
+    """
+    workers = num_workers(config, num_threads)
+    places = environments(config, workers, num_threads or default_threads(config)) if workers > 1 else []
+    logs = folder / "workers"
+    try:
+        with Pool([WorkerProcess(place, logs / f"{n}.log") for n, place in enumerate(places, 1)]) as pool:
+            yield pool
+    finally:
+        # A worker that had nothing to say leaves nothing.
+        for path in logs.glob("*.log"):
+            if path.stat().st_size == 0:
+                path.unlink()
+        with suppress(OSError):
+            logs.rmdir()
+
+
+def _compute(job: Job, pool: Pool, folder: Path) -> Compute:
+    """Return where the job's work is done: in the pool if it has several workers that fit into memory."""
+    header = {
+        "config": job.config.model_dump(mode="json"),
+        "folder": str(folder.absolute()),
+        "num_threads": job.num_threads,
+        "partition": job.partition.hash,
+    }
+    workers = fitting(len(pool), job.config, job.source.path)
+    if workers <= 1:
+        pool.close()
+        return Here(job)
+    pool.begin(header, workers)
+    return Workers(job, pool)
+
+
+def _go(job: Job, compute: Compute, folder: Path, listener: Listener | None) -> Result:
     """Train and score every arm that is not done yet, then write what the folder shows."""
     log = EventLog(folder, listener, arm=arms.FEDERATED)
     done = max(checkpoint.rounds(folder / "server"), default=0)
-    expected = estimate(job, job.config.num_rounds - done)
+    expected = estimate(job, job.config.num_rounds - done, compute.seconds_per_token(), compute.workers)
     log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
-    federated = train(job, arms.federated(job), folder, log)
-    write_adapter(job, federated, folder / "adapter")
-    results = [score_base(job, federated, folder, log), score_arm(job, arms.FEDERATED, federated, folder, log)]
-    results += compare(job, federated, folder, listener)
+    federated = train(job, compute, arms.federated(job), folder, log)
+    compute.export(federated.adapter, federated.round, folder / "adapter")
+    results = [
+        score_base(job, compute, federated, folder, log),
+        score_arm(job, compute, arms.FEDERATED, federated, folder, log),
+    ]
+    results += compare(job, compute, federated, folder, listener)
     log.tell("reporting", federated.round)
     content = summarise(job, federated, results)
     log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)

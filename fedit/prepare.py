@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fedit import seeds
+from fedit import seeds, stacked
 from fedit.cohort import cohort_size
 from fedit.config import RunConfig
 from fedit.data.check import refuse_if_nothing_learnt
@@ -88,6 +88,17 @@ class Job:
         return cohort_size(self.config.clients_per_round, len(self.partition.clients))
 
     @cached_property
+    def stack_width(self) -> int:
+        """Clients that train in one pass over the base: the setting, or by the size of a client's step.
+
+        It follows from settings and rows alone, so that every process and every resumed run finds the same.
+        """
+        if self.config.stack_clients is not None:
+            return self.config.stack_clients
+        lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
+        return stacked.width(self.config.batch_size * sum(lengths) / max(len(lengths), 1))
+
+    @cached_property
     def _positions(self) -> dict[str, int]:
         return {row_id(example): index for index, example in enumerate(self.corpus.all())}
 
@@ -133,15 +144,18 @@ class Job:
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
 
 
-def prepare(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> Job:
+def prepare(
+    config: RunConfig, say: Callable[[str], None] = lambda text: None, num_threads: int | None = None
+) -> Job:
     """Load, clean, split, deal and tokenise the data; find the model; check what can be checked before training.
 
-    say: hears what takes long, such as fetching a model.
+    say:         hears what takes long, such as fetching a model.
+    num_threads: those of an earlier part of the same run, which must be the same again.
 
     Raises:
         UserError: settings, data or model cannot work together; the message says what to do.
     """
-    num_threads = config.num_threads or torch.get_num_threads()
+    num_threads = num_threads or default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
     corpus, empty = _without_empty_answers(load_corpus(config))
@@ -182,6 +196,13 @@ def prepare(config: RunConfig, say: Callable[[str], None] = lambda text: None) -
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job
+
+
+def default_threads(config: RunConfig) -> int:
+    """Return the CPU threads of a process: the setting; one on the CPU, whose cores have a process each."""
+    if config.num_threads is not None:
+        return config.num_threads
+    return 1 if choose_device(config.device).type == "cpu" else torch.get_num_threads()
 
 
 def load_corpus(config: RunConfig) -> Corpus:

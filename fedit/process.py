@@ -2,7 +2,9 @@
 
 import logging
 import os
+import platform
 import warnings
+from collections.abc import Mapping
 
 DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -11,6 +13,26 @@ DEFAULTS = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
 """Environment variables that are set unless the user has set them."""
+
+
+ALLOCATOR = "FEDIT_ALLOCATOR"
+"""Environment variable that leaves the allocator of worker processes alone where it says "system"."""
+TUNABLES = {
+    "glibc.malloc.mmap_threshold": "33554432",
+    "glibc.malloc.trim_threshold": "17179869184",
+    "glibc.malloc.hugetlb": "1",
+}
+"""glibc's names: activations stay in the heap from step to step instead of being mapped and cleared anew, in
+transparent huge pages where the system allows them."""
+
+
+def allocator_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that set up the allocator of a process to be started; what the user set comes first."""
+    if environ.get(ALLOCATOR) == "system" or platform.libc_ver()[0] != "glibc":
+        return {}
+    given = environ.get("GLIBC_TUNABLES", "")
+    added = [f"{name}={value}" for name, value in TUNABLES.items() if f"{name}=" not in given]
+    return {"GLIBC_TUNABLES": ":".join([*filter(None, [given]), *added])}
 
 
 def set_environment() -> None:

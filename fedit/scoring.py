@@ -1,15 +1,16 @@
-"""Scores of the loaded adapter on a job's held-out rows: losses every time, graded answers when asked for."""
+"""Scores of an adapter on a job's held-out rows: losses every time, graded answers when asked for."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fedit.compute import Compute
 from fedit.data.examples import Example, row_id
 from fedit.data.partition import find_scheme
 from fedit.data.statistics import per_client_loss, summary
-from fedit.evaluation.generate import answer
 from fedit.evaluation.grading import grade, reference_check
-from fedit.evaluation.loss import LossReport, held_out_loss
+from fedit.evaluation.loss import LossReport, RowLosses
 from fedit.prepare import Job
+from fedit.types import Tensors
 
 MOST_CLIENTS_NAMED = 1000
 """Clients whose own losses an evaluation lists; of more it tells the mean and the worst decile alone."""
@@ -29,10 +30,11 @@ class Answers:
         return sum(self.right.values()) / max(len(self.right), 1)
 
 
-def score(job: Job) -> dict[str, object]:
-    """Return the losses of the loaded adapter on held-out (and validation) rows, as an event's fields."""
-    held_out = _losses(job, job.held_out)
-    clients = _per_client(job, held_out)
+def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
+    """Return the losses of ``adapter`` on held-out (and validation) rows, as an event's fields."""
+    losses = compute.losses(adapter, "held_out")
+    held_out = losses.report([example.category for example in job.held_out])
+    clients = _per_client(job, losses, held_out)
     fields: dict[str, object] = {
         "loss": held_out.loss,
         "perplexity": held_out.perplexity,
@@ -43,36 +45,27 @@ def score(job: Job) -> dict[str, object]:
         "clients": summary(clients) if clients else {},
     }
     if job.validation:
-        fields["validation_loss"] = _losses(job, job.validation).loss
+        fields["validation_loss"] = compute.losses(adapter, "validation").report().loss
     return fields
 
 
-def answer_held_out(job: Job, on_pass: Callable[[int], None] = lambda done: None) -> Answers:
-    """Let the loaded adapter answer the held-out prompts and grade the answers."""
+def answer_held_out(
+    job: Job, compute: Compute, adapter: Tensors, on_pass: Callable[[int], None] = lambda done: None
+) -> Answers:
+    """Let ``adapter`` answer the held-out prompts and grade the answers."""
     rows = job.held_out
-    texts = answer(
-        job.model,
-        job.tokenizer,
-        job.prompts(rows),
-        stop=job.stops(),
-        max_new_tokens=job.config.max_new_tokens,
-        on_pass=on_pass,
-    )
+    texts = compute.answers(adapter, on_pass)
     right = {row_id(e): grade(e.check or reference_check(e), text) for e, text in zip(rows, texts, strict=True)}
     return Answers(
         {row_id(e): text for e, text in zip(rows, texts, strict=True)}, right, _share_by_category(rows, right)
     )
 
 
-def _losses(job: Job, rows: list[Example]) -> LossReport:
-    return held_out_loss(job.model, job.tokens(rows), [example.category for example in rows])
-
-
-def _per_client(job: Job, held_out: LossReport) -> dict[str, float]:
+def _per_client(job: Job, losses: RowLosses, held_out: LossReport) -> dict[str, float]:
     """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
     if find_scheme(job.config.partitioner).needs == "owner":
-        rows = [example for example in job.held_out if example.owner in job.clients]
-        return dict(held_out_loss(job.model, job.tokens(rows), [example.owner for example in rows]).per_category)
+        owners = [example.owner if example.owner in job.clients else None for example in job.held_out]
+        return dict(losses.report(owners).per_category)
     return per_client_loss(held_out.per_category, job.category_counts)
 
 

@@ -26,18 +26,16 @@ log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 16
 
+FULL = 384
+"""Tokens of a pass from which more of them hardly make it faster per token, on the CPUs that were measured."""
+
 Trained = tuple[Progress, Tensors, Tensors]
 """What was done, the optimizer's state (empty unless it is kept), the trained adapter."""
 
 
-def width(tokens_per_step: float, tokens_per_pass: int) -> int:
-    """Return how many clients to stack whose steps have so many tokens; 1 where stacking would not be faster.
-
-    Measured (``make bench``): steps that fill half a pass or more gain nothing.
-    """
-    if tokens_per_step <= 0:
-        return 1
-    return max(1, min(MOST_CLIENTS, int(tokens_per_pass / tokens_per_step)))
+def width(tokens_per_step: float) -> int:
+    """Return how many clients to stack whose steps have so many tokens; 1 where stacking would not be faster."""
+    return max(1, min(MOST_CLIENTS, int(FULL / max(tokens_per_step, 1))))
 
 
 def stacks(count: int, width: int) -> list[range]:

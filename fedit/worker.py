@@ -1,10 +1,13 @@
 """The client half of a round: a task becomes an update. The same object wherever clients run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from fedit import seeds, tensors
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
+from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
 from fedit.training import LocalJob, Progress, Trainer, TrainingFailed
@@ -47,14 +50,48 @@ class Worker:
         self, task: ClientTask, on_step: Callable[[Progress], None] = lambda progress: None
     ) -> ClientUpdate | ClientFailure:
         """Train one client for one round; a failure that is the client's own becomes data."""
+        (result,) = self.train_together([task], lambda index, progress: on_step(progress))
+        return result
+
+    def train_together(
+        self, tasks: Sequence[ClientTask], on_step: Callable[[int, Progress], None] = lambda index, progress: None
+    ) -> list[ClientUpdate | ClientFailure]:
+        """Train the clients of several tasks, stacked where the model can; return a result for each.
+
+        on_step: hears the index of a task and its progress after each of its steps.
+        """
+        starts = [self._start(task) for task in tasks]
+        if len(starts) > 1 and self._model.fast is not None:
+            outcomes = StackedTrainer(self._model).train(
+                [self._job(start) for start in starts], [start.adapter for start in starts], on_step
+            )
+            return [self._finish(start, outcome) for start, outcome in zip(starts, outcomes, strict=True)]
+        return [
+            self._finish(start, self._alone(start, partial(on_step, index))) for index, start in enumerate(starts)
+        ]
+
+    def _start(self, task: ClientTask) -> "_Start":
         state = self._store.read(task.client_id, task.round)
-        received = {**task.broadcast.adapter, **state.private}
+        adapter = task.broadcast.adapter
+        return _Start(
+            task, self._data[task.client_id], {**adapter, **state.private} if state.private else adapter, state
+        )
+
+    def _alone(self, start: "_Start", on_step: Callable[[Progress], None]) -> Trained | TrainingFailed:
+        self._model.load(start.adapter)
         try:
-            progress, optimizer = self._optimise(task, received, state, on_step)
+            progress, optimizer = self._trainer.train(self._job(start), on_step)
         except TrainingFailed as error:
-            return ClientFailure(task.client_id, task.round, str(error))
-        trained = self._model.read()
-        delta = tensors.sub(trained, received)
+            return error
+        return progress, optimizer, self._model.read()
+
+    def _finish(self, start: "_Start", outcome: Trained | TrainingFailed) -> ClientUpdate | ClientFailure:
+        """Keep what stays with the client and return what leaves it."""
+        task, state = start.task, start.state
+        if isinstance(outcome, TrainingFailed):
+            return ClientFailure(task.client_id, task.round, str(outcome))
+        progress, optimizer, trained = outcome
+        delta = tensors.sub(trained, start.adapter)
         if not tensors.is_finite(delta):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")
         metrics = {
@@ -72,26 +109,32 @@ class Worker:
             task.round,
             ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
         )
-        num_examples = len(self._data[task.client_id])
-        shared = {name: tensor for name, tensor in delta.items() if self._strategy.shares(name)}
+        num_examples = len(start.rows)
+        # A flat delta stays flat where all of it leaves.
+        shared = delta if not private else {n: t for n, t in delta.items() if self._strategy.shares(n)}
         weight = self._weigh(num_examples, progress)
         return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics)
 
-    def _optimise(
-        self, task: ClientTask, received: Tensors, state: ClientState, on_step: Callable[[Progress], None]
-    ) -> tuple[Progress, Tensors]:
-        self._model.load(received)
-        return self._trainer.train(self._job(task, received, state), on_step)
-
-    def _job(self, task: ClientTask, received: Tensors, state: ClientState) -> LocalJob:
+    def _job(self, start: "_Start") -> LocalJob:
+        task, memory = start.task, start.state.memory
         return LocalJob(
-            self._data[task.client_id],
+            start.rows,
             task.training,
             round=task.round,
-            batches_seen=state.batches_seen,
+            batches_seen=start.state.batches_seen,
             data_seed=seeds.derive(self._seed, "data", task.client_id),
             noise_seed=task.seed,
-            trainable=[name for name in received if self._strategy.trains(name, task.round)],
-            optimizer_state=state.optimizer,
-            correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, state.memory),
+            trainable=[name for name in start.adapter if self._strategy.trains(name, task.round)],
+            optimizer_state=start.state.optimizer,
+            correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, memory),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A client at the start of its round: ``adapter`` is what it was sent with what it keeps for itself."""
+
+    task: ClientTask
+    rows: Sequence[TokenRow]
+    adapter: Tensors
+    state: ClientState

@@ -176,15 +176,16 @@ def test_a_poisoned_client_is_reported_and_the_federation_goes_on(model, start, 
     data = {"a": make_rows([19, 7]), "bad": make_rows([30, 12], 1), "c": make_rows([9, 8], 2)}
     how = LocalTraining(learning_rate=0.01, num_rounds=2, steps=1, batch_size=2)
     without = federate(model, start, {name: data[name] for name in "ac"}, how)[-1][0].adapter
-    train_one = Worker.train
+    train = Worker.train_together
 
-    def poison(self, task, *args):
-        update = train_one(self, task, *args)
-        if task.client_id == "bad":
-            next(iter(update.delta.values()))[0, 0] = float("inf")
-        return update
+    def poison(self, tasks, *args):
+        updates = train(self, tasks, *args)
+        for task, update in zip(tasks, updates, strict=True):
+            if task.client_id == "bad":
+                next(iter(update.delta.values()))[0, 0] = float("inf")
+        return updates
 
-    monkeypatch.setattr(Worker, "train", poison)
+    monkeypatch.setattr(Worker, "train_together", poison)
     results = federate(model, start, data, how)
     assert [[f.client_id for f in record.failures] for _, record in results] == [["bad"], ["bad"]]
     assert_close(results[-1][0].adapter, without, 0)

@@ -15,7 +15,7 @@ from fedit.errors import ConfigError, DataError, RoundError, RunFolderError, Use
 from fedit.launch import read_config, resume, run
 from fedit.model.export import read_adapter
 from fedit.runfolder import only_worker
-from fedit.training import Trainer, TrainingFailed
+from fedit.training import Optimisation, TrainingFailed
 
 
 def events_of(folder):
@@ -343,14 +343,14 @@ def failing(monkeypatch):
     """Make chosen (round, client number of rows) fail."""
 
     def choose(predicate):
-        train = Trainer.train
+        next_rows = Optimisation.next_rows
 
-        def sometimes(self, job, on_step):
-            if predicate(job.round, job.data_seed):
+        def sometimes(self):
+            if predicate(self.job.round, self.job.data_seed):
                 raise TrainingFailed("out of memory on a single example of up to 96 tokens")
-            return train(self, job, on_step)
+            return next_rows(self)
 
-        monkeypatch.setattr(Trainer, "train", sometimes)
+        monkeypatch.setattr(Optimisation, "next_rows", sometimes)
 
     return choose
 

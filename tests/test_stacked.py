@@ -173,8 +173,7 @@ def test_stacks_cover_all_clients_once_and_are_even(count, most):
 
 
 def test_clients_are_stacked_until_a_pass_is_full():
-    assert width(100, 1024) == 10
-    assert width(10, 1024) == module.MOST_CLIENTS
-    assert width(600, 1024) == 1
-    assert width(5000, 1024) == 1
-    assert width(0, 1024) == 1
+    assert width(module.FULL / 4) == 4
+    assert width(1) == width(0) == module.MOST_CLIENTS
+    assert width(module.FULL * 0.6) == 1
+    assert width(10_000) == 1

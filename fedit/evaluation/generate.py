@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fedit.model.adapted import AdaptedModel
 
-PROMPTS_PER_PASS = 64
+PROMPTS_PER_PASS = 32
+"""Most prompts of a pass: many enough for fast products, few enough that several workers get some."""
 
 
 def answer(
@@ -21,15 +23,31 @@ def answer(
     on_pass: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Return the greedy answer of the loaded adapter to every prompt (token ids), without special tokens."""
+    texts = answers_of_share(model, tokenizer, prompts, stop=stop, max_new_tokens=max_new_tokens, on_pass=on_pass)
+    return [texts[index] for index in range(len(prompts))]
+
+
+def answers_of_share(
+    model: AdaptedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop: Iterable[int],
+    max_new_tokens: int,
+    share: tuple[int, int] = (0, 1),
+    on_pass: Callable[[int], None] = lambda done: None,
+) -> dict[int, str]:
+    """Return the answers to the prompts of every n-th pass, from the k-th on, for ``share`` (k, n), by index.
+
+    How prompts are cut into passes depends on the prompts alone, not on the share.
+    """
     stops = sorted(stop)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad, use_cache=True
     )
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for start in range(0, len(order), PROMPTS_PER_PASS):
-        members = order[start : start + PROMPTS_PER_PASS]
+    answers: dict[int, str] = {}
+    for members in _passes(prompts)[share[0] :: share[1]]:
         width = max(len(prompts[i]) for i in members)
         ids = torch.full((len(members), width), pad, dtype=torch.int64)
         mask = torch.zeros((len(members), width), dtype=torch.int64)
@@ -42,8 +60,16 @@ def answer(
             output = model.generate(ids.to(model.device), mask.to(model.device), config)
         for line, index in enumerate(members):
             answers[index] = _text(output[line, width:].tolist(), tokenizer, stops)
-        on_pass(min(start + PROMPTS_PER_PASS, len(order)))
+        on_pass(len(answers))
     return answers
+
+
+def _passes(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Cut prompts into passes of similar lengths and nearly equal numbers."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    count = -(-len(order) // PROMPTS_PER_PASS)
+    cuts = [len(order) * number // count for number in range(count + 1)] if count else [0]
+    return [order[start:end] for start, end in pairwise(cuts)]
 
 
 def _text(ids: list[int], tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> str:

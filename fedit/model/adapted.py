@@ -72,6 +72,7 @@ class AdaptedModel:
         )
         with torch.random.fork_rng():  # PEFT draws factors that `initial` replaces
             self._model = peft.get_peft_model(base.model, self.config, adapter_name=ADAPTER)
+        self._model.eval()
         self._training = False
         self.parameters = self._find_parameters()
         if gradient_checkpointing:

@@ -52,6 +52,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         "model": tiny, "dtype": "fp32", "dataset": folder / "rows.jsonl", "num_clients": 2, "num_rounds": 2,
         "local_steps": 2, "batch_size": 4, "held_out": 1, "max_length": 96, "lora_r": 4, "lora_alpha": 16,
         "learning_rate": 0.02, "prompt_template": "alpaca_short", "compare": "[centralised]", "max_new_tokens": 4,
+        "num_workers": 1,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDIT_CACHE", str(folder / "cache"))

@@ -161,23 +161,25 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
     monkeypatch.setattr(RunConfig, "__getattribute__", recording)
     monkeypatch.setattr(RunConfig, "_problems", lambda self: [])  # checks read everything; they do not count
     monkeypatch.setattr(RunConfig, "model_dump", lambda self, **options: {})
-    from fedit import arms, federation, prepare
+    from fedit import arms, compute, federation, prepare
 
     config = RunConfig(**{**yaml.safe_load(job.read_text()), "compare": ["local"], "num_rounds": 1})
     read.clear()
     ready = prepare.prepare(config)
     arm = arms.federated(ready)
     log = federation.EventLog(tmp_path / "run")
-    trained = federation.train(ready, arm, tmp_path / "run", log)
+    here = compute.Here(ready)
+    trained = federation.train(ready, here, arm, tmp_path / "run", log)
+    here.seconds_per_token()
     arms.baselines(ready, trained.events)
     from fedit.scoring import answer_held_out
 
-    answer_held_out(ready)
+    answer_held_out(ready, here, trained.adapter)
     elsewhere = {
         "dataset_split": "hub data sets",
         "exact_match": "the launch of a run",
         "num_clusters": "partitioner cluster",
-        "num_workers": "baselines in processes",
+        "num_workers": "worker processes",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 

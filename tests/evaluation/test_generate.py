@@ -76,7 +76,7 @@ def test_many_prompts_keep_their_order(ready, tokenizer, monkeypatch):
     told = []
     found = answer(model, tokenizer, prompts, stop={EOS}, max_new_tokens=3, on_pass=told.append)
     assert found == [answer(model, tokenizer, [prompt], stop={EOS}, max_new_tokens=3)[0] for prompt in prompts]
-    assert told == [4, 8, 11]
+    assert told == [3, 7, 11]  # passes of nearly equal size
 
 
 def test_nothing_is_drawn_and_nothing_moves(ready, tokenizer, keep_global_state):

@@ -236,6 +236,16 @@ def test_the_likeliest_tokens_are_those_of_greedy_generation(adapted):
     assert model.target_scores(model.collate([row]))[1].tolist() == [True] * 7 + [False]
 
 
+def test_dropout_is_off_outside_training(adapted):
+    model = adapted("llama", dtype="fp64", dropout=0.5)
+    model.load(random_adapter(model, 1))
+    prompt = torch.from_numpy(make_rows([6])[0].ids.astype(np.int64)).unsqueeze(0)
+    greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    answers = [model.generate(prompt, torch.ones_like(prompt), greedy) for _ in range(3)]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+
+
 def test_joined_weights_are_the_models_own(adapted):
     """Generation runs through the model itself: it must see the same memory, and no second copy may exist."""
     model = adapted("llama")

@@ -1,0 +1,198 @@
+"""Where a job's work is done: in this process, or shared out over worker processes. The results are the same."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from fedit.arms import Arm, ArmRows
+from fedit.card import write_adapter
+from fedit.engines.base import Engine
+from fedit.engines.inprocess import InProcess
+from fedit.engines.messages import WorkerError
+from fedit.engines.pool import Event, Lost, Pool, Reply, Request
+from fedit.engines.processes import Processes
+from fedit.estimate import seconds_per_token
+from fedit.evaluation.generate import answers_of_share
+from fedit.evaluation.loss import RowLosses, row_losses
+from fedit.prepare import Job
+from fedit.store import ClientStore
+from fedit.types import ClientInfo, ClientTask, Tensors
+from fedit.worker import Worker
+
+Part = Literal["held_out", "validation"]
+"""Rows that are evaluated: a property of `Job`."""
+OnStep = Callable[[ClientTask, Event], None]
+WHOLE = (0, 1)
+SHARES = 4
+"""Shares of an evaluation for each worker, so that none waits long for another at the end."""
+
+
+class Compute(Protocol):
+    """All that a run needs the model for."""
+
+    workers: int
+
+    def initial(self) -> Tensors:
+        """Return the adapter before training."""
+        ...
+
+    def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
+        """Return where the arm's clients train; what they keep between rounds is in ``folder``."""
+        ...
+
+    def losses(self, adapter: Tensors, part: Part) -> RowLosses:
+        """Return the losses of ``adapter`` on every row of ``part``."""
+        ...
+
+    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
+        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
+        ...
+
+    def export(self, adapter: Tensors, round: int, folder: Path) -> None:
+        """Write the adapter of a round as a PEFT folder."""
+        ...
+
+    def seconds_per_token(self) -> float:
+        """Return the time that one worker takes to train on one token."""
+        ...
+
+
+class Here:
+    """All work in this process, over one resident model."""
+
+    workers = 1
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def initial(self) -> Tensors:
+        """Return the adapter before training."""
+        return self._job.model.initial(self._job.config.seed)
+
+    def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
+        """Return where the arm's clients train; what they keep between rounds is in ``folder``."""
+        return InProcess(
+            self.worker(arm, folder),
+            lambda task, progress: on_step(
+                task, {"step": progress.steps, "tokens": progress.tokens, "loss": progress.loss}
+            ),
+            width=self._job.stack_width,
+        )
+
+    def worker(self, arm: Arm, folder: Path) -> Worker:
+        """Return what trains the arm's clients."""
+        job = self._job
+        return Worker(
+            job.model,
+            ArmRows(job, arm),
+            arm.strategy,
+            seed=job.config.seed,
+            weighting=job.config.weighting,
+            store=ClientStore(folder / "clients"),
+        )
+
+    def losses(self, adapter: Tensors, part: Part, share: tuple[int, int] = WHOLE) -> RowLosses:
+        """Return the losses of ``adapter`` on every row of ``part``, or on those of a share of the passes."""
+        self._job.model.load(adapter)
+        return row_losses(self._job.model, self._job.tokens(getattr(self._job, part)), share)
+
+    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
+        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
+        texts = self.some_answers(adapter, WHOLE, on_pass)
+        return [texts[index] for index in range(len(texts))]
+
+    def some_answers(
+        self, adapter: Tensors, share: tuple[int, int], on_pass: Callable[[int], None] = lambda done: None
+    ) -> dict[int, str]:
+        """Return the answers in a share of the passes, by the row's index."""
+        job = self._job
+        job.model.load(adapter)
+        return answers_of_share(
+            job.model,
+            job.tokenizer,
+            self._prompts,
+            stop=job.stops(),
+            max_new_tokens=job.config.max_new_tokens,
+            share=share,
+            on_pass=on_pass,
+        )
+
+    def export(self, adapter: Tensors, round: int, folder: Path) -> None:
+        """Write the adapter of a round as a PEFT folder."""
+        write_adapter(self._job, adapter, round, folder)
+
+    def seconds_per_token(self) -> float:
+        """Return the time that one worker takes to train on one token."""
+        return seconds_per_token(self._job)
+
+    @cached_property
+    def _prompts(self) -> list[list[int]]:
+        return self._job.prompts(self._job.held_out)
+
+
+class Workers:
+    """All work in a pool of worker processes; this one loads no base model."""
+
+    def __init__(self, job: Job, pool: Pool) -> None:
+        self._job = job
+        self._pool = pool
+        self.workers = len(pool)
+
+    def initial(self) -> Tensors:
+        """Return the adapter before training."""
+        return self._ask("initial").tensors
+
+    def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
+        """Return where the arm's clients train. Workers know the federation only, and the run's own folder."""
+        rows = ArmRows(self._job, arm)
+        clients = [ClientInfo(client, len(rows[client])) for client in sorted(rows)]
+        return Processes(self._pool, clients, on_step, width=self._job.stack_width)
+
+    def losses(self, adapter: Tensors, part: Part) -> RowLosses:
+        """Return the losses of ``adapter`` on every row of ``part``."""
+        parts = [
+            RowLosses(reply.tensors["sums"], reply.tensors["counts"], reply.tensors["correct"])
+            for reply in self._shared("losses", adapter, part=part)
+        ]
+        return sum(parts[1:], parts[0])
+
+    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
+        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
+        texts: dict[int, str] = {}
+        for reply in self._shared("answers", adapter):
+            texts |= dict(cast(list[tuple[int, str]], reply.header["texts"]))
+            on_pass(len(texts))
+        return [texts[index] for index in range(len(texts))]
+
+    def export(self, adapter: Tensors, round: int, folder: Path) -> None:
+        """Write the adapter of a round as a PEFT folder."""
+        self._ask("export", adapter, round=round, folder=str(folder.absolute()))
+
+    def seconds_per_token(self) -> float:
+        """Return the time that one worker takes to train on one token."""
+        return cast(float, self._ask("measure").header["seconds"])
+
+    def train_arms(self, names: Sequence[str], listener: Callable[[Event], None]) -> None:
+        """Train and score whole baselines side by side; ``listener`` hears their events."""
+        requests = [Request({"do": "arm", "name": name}) for name in names]
+        for answer in self._pool.run(requests, lambda index, event: listener(event)):
+            _delivered(answer)
+
+    def _ask(self, what: str, adapter: Tensors | None = None, **fields: object) -> Reply:
+        sets = {} if adapter is None else {"adapter": adapter}
+        return _delivered(self._pool.ask(Request({"do": what, **fields}, sets)))
+
+    def _shared(self, what: str, adapter: Tensors, **fields: object) -> Iterator[Reply]:
+        shares = SHARES * self.workers
+        requests = [
+            Request({"do": what, "share": share, "of": shares, **fields}, {"adapter": adapter})
+            for share in range(shares)
+        ]
+        return map(_delivered, self._pool.run(requests))
+
+
+def _delivered(answer: Reply | Lost) -> Reply:
+    if isinstance(answer, Lost):
+        raise WorkerError(f"{answer.reason}, twice at the same work; num_workers=1 does all work in one process.")
+    return answer

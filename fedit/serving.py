@@ -1,0 +1,109 @@
+"""What a worker process does when it is asked: the same work as in one process, a piece at a time."""
+
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from fedit import arms
+from fedit.comparison import arm_folder, train_and_score
+from fedit.compute import Here, Part
+from fedit.config import RunConfig
+from fedit.engines.frames import Header, write_frame
+from fedit.engines.messages import error_header, join, read_task, result_frame
+from fedit.events import EventLog
+from fedit.prepare import prepare
+from fedit.tensors import can_flatten, flatten
+from fedit.training import Progress
+from fedit.types import Broadcast, Tensors
+from fedit.worker import Worker
+
+Answer = tuple[Header, Tensors]
+Tell = Callable[[Header], None]
+
+
+def serve(requests: "queue.SimpleQueue[Answer]", stream: BinaryIO) -> None:
+    """Answer requests for ever; the first says what to prepare. Errors are answers too."""
+    held: dict[str, Tensors] = {}
+    service: Service | None = None
+    while True:
+        header, tensors = requests.get()
+        if header["do"] == "hold":
+            for key in cast(list[str], header["drop"]):
+                del held[key]
+            held[cast(str, header["key"])] = flatten(tensors) if can_flatten(tensors) else tensors
+            continue
+        try:
+            if service is None:
+                service = Service(header, lambda event: write_frame(stream, {"event": event}, {}))
+                answer: Answer = ({"ready": True}, {})
+            else:
+                sets = {role: held[key] for role, key in cast(dict[str, str], header["sets"]).items()}
+                answer = service.answer(header, sets)
+        except Exception as error:
+            answer = ({"error": error_header(error)}, {})
+        write_frame(stream, *answer)
+
+
+class Service:
+    """One run's job, prepared once, and the kinds of work that can be asked for."""
+
+    def __init__(self, header: Header, tell: Tell) -> None:
+        config = RunConfig.model_validate(header["config"])
+        self._folder = Path(cast(str, header["folder"]))
+        self._tell = tell
+        self._job = prepare(config, num_threads=cast(int, header["num_threads"]))
+        if self._job.partition.hash != header["partition"]:
+            raise RuntimeError("the rows were dealt differently in this process")
+        self._here = Here(self._job)
+        self._federated: Worker | None = None
+        self._job.model  # noqa: B018  (loaded now, not while the first client waits)
+        self._work: dict[str, Callable[[Header, dict[str, Tensors]], Answer]] = {
+            "initial": lambda header, sets: ({}, self._here.initial()),
+            "measure": lambda header, sets: ({"seconds": self._here.seconds_per_token()}, {}),
+            "train": self._train,
+            "losses": self._losses,
+            "answers": self._answers,
+            "export": self._export,
+            "arm": self._arm,
+        }
+
+    def answer(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        """Do what ``header`` asks."""
+        return self._work[cast(str, header["do"])](header, sets)
+
+    def _train(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        if self._federated is None:
+            self._federated = self._here.worker(arms.federated(self._job), self._folder)
+
+        def on_step(index: int, progress: Progress) -> None:
+            self._tell({"task": index, "step": progress.steps, "tokens": progress.tokens, "loss": progress.loss})
+
+        tasks = [
+            read_task(fields, Broadcast(sets[f"{index}/adapter"], sets.get(f"{index}/extra", {})))
+            for index, fields in enumerate(cast(list[Header], header["tasks"]))
+        ]
+        frames = [result_frame(result) for result in self._federated.train_together(tasks, on_step)]
+        return (
+            {"results": [fields for fields, _ in frames]},
+            join({str(index): parts for index, (_, parts) in enumerate(frames)}),
+        )
+
+    def _losses(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        share = (cast(int, header["share"]), cast(int, header["of"]))
+        losses = self._here.losses(sets["adapter"], cast(Part, header["part"]), share)
+        return {}, {"sums": losses.sums, "counts": losses.counts, "correct": losses.correct}
+
+    def _answers(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        share = (cast(int, header["share"]), cast(int, header["of"]))
+        return {"texts": list(self._here.some_answers(sets["adapter"], share).items())}, {}
+
+    def _export(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        self._here.export(sets["adapter"], cast(int, header["round"]), Path(cast(str, header["folder"])))
+        return {}, {}
+
+    def _arm(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        name = cast(str, header["name"])
+        baselines = {arm.name: arm for arm in arms.baselines(self._job, EventLog(self._folder).read())}
+        train_and_score(self._job, self._here, baselines[name], arm_folder(self._folder, name), self._tell)
+        return {}, {}
