@@ -12,7 +12,8 @@ from benchmarks import fixed, scaling
 from benchmarks.grid import Point, default, ours, tuned
 from benchmarks.runner import Failed, run
 
-RANKS, LENGTHS, POPULATIONS = (4, 16, 64), (128, 512, 1024, 2048), (10, 100, 1000, 10_000)
+RANKS, LENGTHS = (4, 16, 64), (128, 512, 1024, 2048)
+POPULATIONS, COHORTS = (10, 100, 1000, 10_000), (1, 4, 16)
 
 
 def say(text: str) -> None:
@@ -76,12 +77,14 @@ def all_cores(who: Sequence[str], request: dict) -> dict[str, float]:
 
 
 def curves(request: dict, folder: Path, pool: list[dict]) -> dict[str, list[dict]]:
-    """Return fedit's curves over population, rank and length of rows."""
+    """Return fedit's curves over the population, a round's small clients, rank and length of rows."""
     from benchmarks import rows as row_files
 
-    found: dict[str, list[dict]] = {"clients": [], "rank": [], "length": []}
+    found: dict[str, list[dict]] = {"clients": [], "cohort": [], "rank": [], "length": []}
     for clients in POPULATIONS:
         found["clients"].append(run("scaling", {**request, "curve": "clients", "value": clients}))
+    for cohort in COHORTS:
+        found["cohort"].append(run("scaling", {**request, "curve": "cohort", "value": cohort}))
     for rank in RANKS:
         asked = {**request, "curve": "rank", "value": rank, "options": {"rank": rank}}
         found["rank"].append(run("scaling", asked))
@@ -94,7 +97,7 @@ def curves(request: dict, folder: Path, pool: list[dict]) -> dict[str, list[dict
         found["length"].append(run("scaling", {**asked, "options": {"max_length": max(512, length)}}))
     say("curves measured")
     if not scaling.stacked_is_there():
-        say("this fedit has no fedit.stacked: the curve over stacked width is left out")
+        say("this fedit has no fedit.stacked: the curve over a round's clients shows them one after the other")
     return found
 
 

@@ -102,7 +102,7 @@ def print_curves(curves: Mapping[str, Sequence[dict]], cores: Mapping[str, float
             f"  {found['clients']:6} clients: start-up {found['start_up_s']:.2f} s, "
             f"{found['ms_per_client_round']:.1f} ms a client-round, peak {found['peak_rss'] / 1e6:.0f} MB"
         )
-    for name in ("rank", "length"):
+    for name in ("cohort", "rank", "length"):
         rates = (f"{found['value']}: {found['tokens'] / found['cpu_s']:.0f}" for found in curves[name])
         print(f"{name}: tokens/CPU-s " + ", ".join(rates))
 

@@ -1,4 +1,4 @@
-"""Curves of the full run: clients in the population, rank, length of rows, width of stacked clients."""
+"""Curves of the full run: clients in the population, small clients of a round, rank, length of rows."""
 
 import importlib.util
 import json
@@ -28,10 +28,11 @@ from fedit.worker import Worker
 TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TINY_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
 PER_ROUND, ROUNDS = 100, 3
+COHORT_TOKENS = 64
 
 
-def population(clients: int) -> dict[str, float]:
-    """Train a tiny model with ``clients`` clients of one row each, at most 100 a round, states on disk."""
+def population(clients: int, most: int = PER_ROUND) -> dict[str, float]:
+    """Train a tiny model with ``clients`` clients of one row each, at most ``most`` a round, states on disk."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     started = time.perf_counter()
@@ -49,7 +50,7 @@ def population(clients: int) -> dict[str, float]:
         start_up = time.perf_counter() - started
         started = time.perf_counter()
         training = LocalTraining(1e-3, num_rounds=ROUNDS, steps=1, batch_size=1)
-        per_round = min(PER_ROUND, clients)
+        per_round = min(most, clients)
         for _ in run_rounds(
             strategy.init(model.initial(0)),
             InProcess(worker),
@@ -69,10 +70,21 @@ def population(clients: int) -> dict[str, float]:
     }
 
 
+def cohort(request: dict, clients: int) -> dict[str, float]:
+    """Run a round of small clients over the real model; an engine that stacks them makes more of them cheaper."""
+    job, rows = ours.load(request, ours.DEFAULTS), ours.read_rows(request)
+    row = ours.short_row(rows, COHORT_TOKENS)
+    ours.one_round(job, row, 1, clients)
+    cpu, _ = ours.one_round(job, row, 1, clients)
+    return {"value": clients, "tokens": COHORT_TOKENS, "cpu_s": cpu}
+
+
 def point(request: dict) -> dict:
     """Return one point of a curve; every point is a process of its own."""
     if request["curve"] == "clients":
         return population(request["value"])
+    if request["curve"] == "cohort":
+        return cohort(request, request["value"])
     result = ours.throughput(request, {**ours.DEFAULTS, **request["options"]})
     return {**result, "value": request["value"]}
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks import fixed, report, rows
+from benchmarks import fixed, report, rows, scaling
+from benchmarks import ours as our_script
 from benchmarks.flops import Shapes, flops_needed
 from benchmarks.grid import PEERS, default, full, ours, tuned
+from benchmarks.runner import Failed, run
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 SMOLLM = {
@@ -111,3 +113,31 @@ def test_ratios_are_ours_over_theirs() -> None:
     assert headline["fixed_ms_per_client_round"] == 20.0
     assert headline["fixed_vs_flwr"] == 25.0
     assert headline["peak_rss_ratio"] == 0.4
+
+
+def test_our_script_answers_a_request_of_either_kind(tiny: Path, cache: Path, tmp_path: Path) -> None:
+    made = [
+        {**row, "ids": row["ids"][-40:], "supervised": row["supervised"][-40:]}
+        for row in rows.synthetic_rows(6, 200)
+    ]
+    rows.write(made, tmp_path / "rows.jsonl")
+    request = {"model": str(tiny), "rows": str(tmp_path / "rows.jsonl"), "threads": 1}
+    request |= {"clients": 2, "sizes": [[8, 1], [16, 3]]}
+    options = {**our_script.DEFAULTS, "max_length": 128}
+    result = our_script.throughput(request, options)
+    assert result["tokens"] == sum(len(row["ids"]) for row in made)
+    assert result["supervised"] == sum(sum(row["supervised"][1:]) for row in made)
+    sizes = our_script.rounds(request, options)["sizes"]
+    assert [(size["tokens"], size["steps"]) for size in sizes] == [(8, 1), (16, 3)]
+    assert all(size["cpu_s"] > 0 for size in sizes)
+
+
+def test_a_population_of_more_clients_than_a_round_takes() -> None:
+    found = scaling.population(6, most=4)
+    assert found["clients"] == 6
+    assert found["ms_per_client_round"] > 0
+
+
+def test_a_missing_result_is_said_with_the_last_words(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=r"limits ended with 1: .*No such file"):
+        run("limits", {"model": str(tmp_path / "nowhere"), "threads": 1})
