@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import fixed, report, rows, scaling
 from benchmarks import ours as our_script
 from benchmarks.flops import Shapes, flops_needed
