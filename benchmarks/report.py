@@ -60,8 +60,9 @@ def print_throughput(results: Results) -> None:
             print(f"  {label:72} failed, see above")
             continue
         cpu, wall = (median(found, key) for key in ("tokens_per_cpu_s", "tokens_per_s"))
-        peak, width = median(found, "peak_rss") / 1e9, spread(found, "tokens_per_cpu_s")
-        print(f"  {label:72} {cpu:9.1f} {width:7.0%} {wall:11.1f} {peak:8.2f} {base / cpu:8.2f}x")
+        peak = median(found, "peak_rss") / 1e9
+        width = f"{spread(found, 'tokens_per_cpu_s'):.0%}" if len(found) > 1 else "once"
+        print(f"  {label:72} {cpu:9.1f} {width:>7} {wall:11.1f} {peak:8.2f} {base / cpu:8.2f}x")
 
 
 def print_fixed(sizes: Mapping[str, Sequence[dict]]) -> None:
@@ -76,7 +77,9 @@ def print_fixed(sizes: Mapping[str, Sequence[dict]]) -> None:
     for who in sizes:
         if who != "fedit":
             pairs = zip(columns[who], columns["fedit"], strict=True)
-            print(f"  {who + ' is':12}" + "".join(f"{a / c:8.1f}x/{b / d:<5.1f}x" for (a, b), (c, d) in pairs))
+            print(
+                f"  {who + ' is':12}" + "".join(f"{a / c:8.1f}x/{f'{b / d:.1f}x':<6}" for (a, b), (c, d) in pairs)
+            )
 
 
 def print_server(figures: Mapping[str, float]) -> None:
