@@ -43,8 +43,8 @@ def default(who: str) -> Point:
 def tuned(who: str) -> Point:
     """Return the setting that was best of the grid where it was tried; the full run finds out on this machine.
 
-    A micro-batch of one row has no padding at all; bf16 autocast casts all weights anew in every micro-batch, which
-    larger ones share.
+    A micro-batch of one row has no padding at all; bf16 autocast casts all weights anew in every micro-batch,
+    which larger ones share.
     """
     dtype = {"dtype": fast_dtype()}
     if who == "shepherd":
