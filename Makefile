@@ -10,15 +10,18 @@ EXTRAS ?= all
 TORCH_CPU_INDEX ?=
 # Byte code is written once at installation; without it every start imports PyTorch from source for 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
+# The benchmark's peers have an environment of their own.
+PEERS := benchmarks/.venv
+PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow check fix docs-check bench hooks clean help
+.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
-	@echo "make bench       measurements"
+	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour"
 
 setup: $(STAMP)
 
@@ -60,8 +63,23 @@ fix: setup
 docs-check: setup
 	$(PYTEST) -m slow tests/docs
 
-bench: setup
+# The peers' libraries live apart from fedit's; needs about 2 GB once torch is there, and half a minute.
+bench-peers: $(PEERS)/.setup-stamp
+
+$(PEERS)/.setup-stamp: benchmarks/peers/requirements.in benchmarks/peers/constraints.txt | setup
+	@echo "installing the peers into $(PEERS) …"
+	@test -x $(PEERS)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(PEERS)
+	@$(PEERS)/bin/python -c "import torch" 2>/dev/null || \
+	  $(BIN)/python -m pip --python $(PEERS)/bin/python install -q -c benchmarks/peers/constraints.txt \
+	    $(if $(TORCH_CPU_INDEX),--index-url $(TORCH_CPU_INDEX)) torch
+	@$(PEERS_INSTALL) -r $<
+	@touch $@
+
+bench: setup bench-peers
 	$(BIN)/python -m benchmarks
+
+bench-quick: setup bench-peers
+	@$(BIN)/python -m benchmarks --quick
 
 hooks: setup
 	$(BIN)/prek install

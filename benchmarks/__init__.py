@@ -1,1 +1,1 @@
-"""Measurements. They print ratios within one run; absolute numbers hold for the machine they name."""
+"""fedit beside its peers and the machine's limits: ``python -m benchmarks``, ``--quick`` for the short run."""

@@ -1,91 +1,108 @@
-"""``make bench``: training throughput of one client, layouts side by side, against the machine's matrix products.
+"""``python -m benchmarks [--quick]``: fedit beside its peers, one process at a time, one thread each.
 
-Tokens are real ones, padding not counted; the limit is the FLOPs that frozen-base LoRA needs (forward and backward
-through the base's activations: 4 per parameter and token, attention not counted) over the fastest product measured
-here at the model's own shapes. One line is appended to benchmarks/history.jsonl.
+Progress goes to standard error, the tables to standard output, whose last line is one JSON object. The full run
+also appends it to benchmarks/history.jsonl and draws benchmarks/throughput.png.
 """
 
+import argparse
 import json
+import os
 import platform
-import statistics
+import sys
+import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
+from benchmarks import measure, report, rows
+from benchmarks.flops import Shapes, flops_needed
+from benchmarks.grid import PEERS, default, full, ours, ours_full, tuned
+from benchmarks.ours import RANK, TARGETS
+from benchmarks.runner import PEERS_PYTHON, run
+from fedit.model.sources import resolve_model
 
-from fedit import settings
-from fedit.model.adapted import AdaptedModel
-from fedit.prepare import prepare
-from fedit.training import Trainer
-from fedit.types import LocalTraining
-
-REPEATS = 2
-STEPS = 2
-HISTORY = Path(__file__).parent / "history.jsonl"
+HERE = Path(__file__).parent
+MODEL = "smollm2-135m-instruct"
 
 
 def main() -> None:
-    job = prepare(settings.load("demo", ["num_threads=1"]).config)
-    rows = job.tokens([example for rows in job.clients.values() for example in rows])
-    model = job.model
-    model.load(model.initial(0))
-    layouts = [(f"{layout} {batch}", layout, batch) for batch in (4, 16) for layout in ("packed", "padded")]
-    rates: dict[str, list[float]] = {name: [] for name, _, _ in layouts}
-    for _ in range(REPEATS):  # interleaved, so that a busy moment hits all alike
-        for name, layout, batch in layouts:
-            model.packs = layout == "packed"
-            rates[name].append(tokens_per_second(model, rows, batch))
-    peak = products_per_second(model)
-    parameters = sum(p.numel() for p in job.model.base.model.parameters() if not p.requires_grad)
-    limit = peak / (4 * parameters)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"one thread, {job.model.base.dtype}, limit {limit:,.0f} tokens/s at {peak / 1e9:,.0f} GFLOP/s")
-    for name, rate in medians.items():
-        spread = (max(rates[name]) - min(rates[name])) / rate
-        print(f"{name:10s} {rate:7.1f} tokens/s  spread {spread:4.0%}  share of the limit {rate / limit:4.0%}")
-    record = {
-        "time": round(time.time()),
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "dtype": str(job.model.base.dtype),
-        "limit": limit,
-        "tokens_per_second": medians,
-    }
-    with open(HISTORY, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, sort_keys=True) + "\n")
+    arguments = parse()
+    if not PEERS_PYTHON.exists():
+        sys.exit(f"the peers are not installed in {PEERS_PYTHON.parent.parent}; run: make bench-peers")
+    started = time.time()
+    model = resolve_model(MODEL).path
+    with tempfile.TemporaryDirectory() as folder:
+        pool, origin = rows.pool(model)
+        chosen = rows.representative(pool, arguments.tokens)
+        rows.write(chosen, Path(folder) / "rows.jsonl")
+        request = {"model": str(model), "rows": str(Path(folder) / "rows.jsonl"), "threads": 1}
+        print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {origin}: {rows.describe(chosen)}")
+        limits = measure.limits(request)
+        needed = needed_for(chosen, model)
+        if arguments.quick:
+            # fedit at both ends and in the middle: a machine that others use too changes its pace.
+            points = [ours(), *map(default, PEERS), ours(), *map(tuned, PEERS), ours()]
+            results = measure.throughput(points, request, repeats=1)
+            sizes = measure.fixed_costs(["fedit", "flowertune"], request)
+        else:
+            points = [*ours_full(), *(point for who in PEERS for point in full(who))]
+            results = measure.throughput(points, request, arguments.repeats)
+            sizes = measure.fixed_costs(["fedit", *PEERS], request)
+            cores = measure.all_cores(PEERS, request)
+            curves = measure.curves(request, Path(folder), pool)
+        server = run("server", request)
+    report.print_limits(limits, needed)
+    report.print_throughput(results)
+    report.print_fixed(sizes)
+    report.print_server(server)
+    headline = report.ratios(results, sizes, limits, needed["total"])
+    if not arguments.quick:
+        report.print_curves(curves, cores)
+        limit = report.fastest_product(limits)[0] / needed["total"]
+        report.draw(results, limit, HERE / "throughput.png")
+        details = {"results": results, "fixed": sizes, "limits": limits, "server": server, "curves": curves}
+        append({**headline, "all_cores": cores, **details, "machine": machine(), "rows": rows.describe(chosen)})
+    print(f"\n{time.time() - started:.0f} s in all, {json.dumps(machine())}")
+    print(f"versions: {json.dumps(versions(results))}\n")
+    print(json.dumps(headline))
 
 
-def tokens_per_second(model: AdaptedModel, rows: list, batch_size: int) -> float:
-    """Train a few steps, the first not timed."""
-    trainer = Trainer(model)
-    training = LocalTraining(learning_rate=1e-4, num_rounds=1, steps=1, batch_size=batch_size)
-    options = {
-        "round": 1,
-        "data_seed": 0,
-        "noise_seed": 0,
-        "trainable": list(model.parameters),
-        "optimizer_state": {},
-        "correct": lambda params, grads: None,
-    }
-    trainer.train(rows, training, batches_seen=0, **options)
-    started = time.perf_counter()
-    progress, _ = trainer.train(rows, replace(training, steps=STEPS), batches_seen=1, **options)
-    return progress.tokens / (time.perf_counter() - started)
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="default and one tuned setting per peer")
+    parser.add_argument("--tokens", type=int, help="about so many tokens of rows (2000 quick, 5700 full)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats of the full run (3)")
+    arguments = parser.parse_args()
+    arguments.tokens = arguments.tokens or (2000 if arguments.quick else 5700)
+    return arguments
 
 
-def products_per_second(model: AdaptedModel) -> float:
-    """Return the fastest rate, in FLOP/s, of the base's own matrix products at 512 rows."""
-    shapes = {tuple(p.shape) for p in model.base.model.parameters() if p.dim() == 2 and not p.requires_grad}
-    best = 0.0
-    for out, width in shapes:
-        weight = torch.randn(out, width).to(model.base.dtype)
-        rows = torch.randn(512, width).to(model.base.dtype)
-        for _ in range(3):
-            started = time.perf_counter()
-            rows @ weight.T
-            best = max(best, 2 * 512 * out * width / (time.perf_counter() - started))
-    return best
+def needed_for(chosen: list[rows.Row], model: Path) -> dict[str, float]:
+    """Return the FLOPs that a real token of these rows needs."""
+    shapes = Shapes.of(json.loads((model / "config.json").read_text()))
+    supervised = sum(sum(row["supervised"][1:]) for row in chosen)
+    lengths = [len(row["ids"]) for row in chosen]
+    return flops_needed(shapes, lengths, supervised, rank=RANK, targets=TARGETS)
+
+
+def versions(results: dict[str, list[dict]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for values in results.values():
+        for result in values:
+            found.update(result["versions"])
+    return found
+
+
+def machine() -> dict[str, object]:
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        lines = info.read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return {"cpu": name, "cores": os.cpu_count(), "threads": 1, "system": platform.system()}
+
+
+def append(record: dict) -> None:
+    with open(HERE / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time()), **record}, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Runs one measured process at a time and watches the memory of its tree."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+PEERS_PYTHON = HERE / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+LONGEST_S = 3600
+
+
+class Failed(RuntimeError):
+    """A measured process ended without a result."""
+
+
+@dataclass
+class Memory:
+    """The most resident bytes that a process tree has held, looked at ten times a second."""
+
+    pid: int
+    peak: int = 0
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Memory":
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            self.peak = max(self.peak, self._resident())
+
+    def _resident(self) -> int:
+        total = 0
+        try:
+            root = psutil.Process(self.pid)
+            for process in (root, *root.children(recursive=True)):
+                total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            return 0  # something ended while it was looked at; the next look counts
+        return total
+
+
+def run(who: str, request: dict, environment: dict[str, str] | None = None) -> dict:
+    """Run the script of a peer, or one of this package's own modules, and return its result.
+
+    ``peak_rss`` (bytes, of the tree) and ``total_s`` (wall, start of the process included) are added.
+
+    Raises:
+        Failed: it printed no result; its last words are in the message.
+    """
+    script = HERE / "peers" / f"{who}.py"
+    own = [sys.executable, "-m", f"benchmarks.{who}"]
+    command = [str(PEERS_PYTHON), str(script)] if script.is_file() else own
+    threads = str(request["threads"])
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE.parent,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONDONTWRITEBYTECODE": "",
+            **(environment or {}),
+        },
+        start_new_session=True,
+    )
+    try:
+        with Memory(process.pid) as memory:
+            output, errors = process.communicate(json.dumps(request), timeout=LONGEST_S)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{who} took longer than {LONGEST_S} s") from error
+    finally:
+        _end_group(process)
+    lines = output.strip().splitlines()
+    if process.returncode != 0 or not lines:
+        words = " | ".join(errors.strip().splitlines()[-3:])
+        raise Failed(f"{who} ended with {process.returncode}: {words}")
+    result = json.loads(lines[-1])
+    return {**result, "peak_rss": memory.peak, "total_s": time.perf_counter() - started}
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """End whatever the process left running in its own session, and itself."""
+    if os.name != "posix":
+        process.kill()
+        return
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
