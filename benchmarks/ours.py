@@ -9,14 +9,14 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from fedit import settings
+from fedit import settings, stacked
 from fedit.data.tokens import TokenRow
 from fedit.engines.inprocess import InProcess
 from fedit.model.adapted import AdaptedModel
 from fedit.prepare import Job, prepare
 from fedit.process import set_environment, silence_libraries
 from fedit.rounds import run_rounds
-from fedit.training import Trainer
+from fedit.training import LocalJob, Trainer
 from fedit.types import LocalTraining
 from fedit.worker import Worker
 
@@ -57,7 +57,7 @@ def short_row(rows: list[TokenRow], tokens: int) -> TokenRow:
 
 def train(model: AdaptedModel, rows: list[TokenRow], training: LocalTraining) -> int:
     """Train the loaded adapter on ``rows`` and return the real tokens."""
-    progress, _ = Trainer(model).train(
+    job = LocalJob(
         rows,
         training,
         round=1,
@@ -68,6 +68,7 @@ def train(model: AdaptedModel, rows: list[TokenRow], training: LocalTraining) ->
         optimizer_state={},
         correct=lambda params, grads: None,
     )
+    progress, _ = Trainer(model).train(job)
     return progress.tokens
 
 
@@ -111,7 +112,7 @@ def one_round(job: Job, row: TokenRow, steps: int, clients: int) -> tuple[float,
     cpu, wall = time.process_time(), time.perf_counter()
     loop = run_rounds(
         server,
-        InProcess(worker),
+        InProcess(worker, width=stacked.width(len(row.ids))),  # as a run of such clients would be
         job.strategy,
         rounds=1,
         cohort=lambda infos, number: [info.client_id for info in infos],

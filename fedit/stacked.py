@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 16
 
-FULL = 384
+FULL = 512
 """Tokens of a pass from which more of them hardly make it faster per token, on the CPUs that were measured."""
 
 Trained = tuple[Progress, Tensors, Tensors]
