@@ -57,6 +57,10 @@ class Compute(Protocol):
         """Return the time that one worker takes to train on one token."""
         ...
 
+    def why_general(self) -> str | None:
+        """Return why the fast path was wanted and is not used; None where it is used or was not wanted."""
+        ...
+
 
 class Here:
     """All work in this process, over one resident model."""
@@ -126,6 +130,10 @@ class Here:
         """Return the time that one worker takes to train on one token."""
         return seconds_per_token(self._job)
 
+    def why_general(self) -> str | None:
+        """Return why the fast path was wanted and is not used; None where it is used or was not wanted."""
+        return self._job.model.why_general
+
     @cached_property
     def _prompts(self) -> list[list[int]]:
         return self._job.prompts(self._job.held_out)
@@ -172,6 +180,10 @@ class Workers:
     def seconds_per_token(self) -> float:
         """Return the time that one worker takes to train on one token."""
         return cast(float, self._ask("measure").header["seconds"])
+
+    def why_general(self) -> str | None:
+        """Return why the fast path was wanted and is not used; None where it is used or was not wanted."""
+        return cast("str | None", self._ask("path").header["why_general"])
 
     def train_arms(self, names: Sequence[str], listener: Callable[[Event], None]) -> None:
         """Train and score whole baselines side by side; ``listener`` hears their events."""

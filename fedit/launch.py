@@ -159,6 +159,9 @@ def _go(job: Job, compute: Compute, folder: Path, listener: Listener | None) -> 
     """Train and score every arm that is not done yet, then write what the folder shows."""
     log = EventLog(folder, listener, arm=arms.FEDERATED)
     done = max(checkpoint.rounds(folder / "server"), default=0)
+    if reason := compute.why_general():
+        text = f"training through transformers and PEFT, slower than fedit's fast path: {reason}"
+        log.tell("preparing", done, text=text)
     expected = estimate(job, job.config.num_rounds - done, compute.seconds_per_token(), compute.workers)
     log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
     federated = train(job, compute, arms.federated(job), folder, log)

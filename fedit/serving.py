@@ -61,6 +61,7 @@ class Service:
         self._work: dict[str, Callable[[Header, dict[str, Tensors]], Answer]] = {
             "initial": lambda header, sets: ({}, self._here.initial()),
             "measure": lambda header, sets: ({"seconds": self._here.seconds_per_token()}, {}),
+            "path": lambda header, sets: ({"why_general": self._here.why_general()}, {}),
             "train": self._train,
             "losses": self._losses,
             "answers": self._answers,

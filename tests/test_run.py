@@ -521,3 +521,15 @@ def test_two_processes_do_not_work_in_one_folder(make_config, tmp_path):
     with only_worker(tmp_path), pytest.raises(RunFolderError, match="another process"):
         run(make_config(), tmp_path)
     assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_run_says_once_why_it_takes_the_general_path(make_config, model_folder, tmp_path):
+    heard = []
+    run(make_config(model=str(model_folder("gpt2"))), tmp_path / "gpt2", listener=heard.append)
+    run(make_config(), tmp_path / "llama", listener=heard.append)
+    run(make_config(fast_path=False), tmp_path / "off", listener=heard.append)
+    told = [event["text"] for event in heard if event["event"] == "preparing" and "fast path" in event["text"]]
+    assert told == [
+        "training through transformers and PEFT, slower than fedit's fast path: "
+        "models of type gpt2 are not known to it"
+    ]

@@ -37,6 +37,9 @@ GENERAL_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 class AdaptedModel:
     """One resident base and the LoRA factors that are trained on top of it.
 
+    fast:        hand-written passes over packed rows; None where the model is left to transformers and PEFT.
+    why_general: why the fast path was wanted and is not used.
+
     Everything outside sees the adapter as `Tensors`: float32 on the CPU under canonical
     names, "m.A" of shape (rank, in) and "m.B" of shape (out, rank) for module m.
     """
@@ -79,6 +82,7 @@ class AdaptedModel:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
         self.packs = self._can_pack()
+        self.why_general: str | None = None
         self.fast = self._fast_model(gradient_checkpointing) if fast_path else None
 
     # --- the adapter as tensors ---
@@ -272,7 +276,7 @@ class AdaptedModel:
             if not self._agree(found, expected):
                 raise architecture.Unsupported("its numbers differ from the model's own")
         except architecture.Unsupported as error:
-            log.info("general path instead of the fast one for '%s': %s", self.base.source.name, error)
+            self.why_general = str(error)
             return None
         return made
 
