@@ -90,7 +90,7 @@ def hardware() -> Iterator[Check]:
     bf16 = "bfloat16" if multiplies_bf16(torch.device("cpu")) else "float32 (no bfloat16 arithmetic)"
     capability = torch.backends.cpu.get_cpu_capability()
     yield Check("hardware", "CPU precision", "ok", f"{bf16}, {capability}")
-    yield _threads(torch.get_num_threads())
+    yield _workers()
     yield from _accelerators()
 
 
@@ -230,16 +230,10 @@ def _memory() -> Check:
     return Check("hardware", "memory", "ok", found)
 
 
-def _threads(used: int) -> Check:
-    cores = _cores()
-    given = os.environ.get("OMP_NUM_THREADS")
-    found = f"PyTorch uses {used} of {cores} cores" + (f" (OMP_NUM_THREADS={given})" if given else "")
-    if used > cores:
-        return Check("hardware", "threads", "warning", found, f"set num_threads={cores} in the job")
-    if used < cores / 2:
-        advice = "unset OMP_NUM_THREADS" if given else f"set num_threads={cores} in the job"
-        return Check("hardware", "threads", "warning", found, advice)
-    return Check("hardware", "threads", "ok", found)
+def _workers() -> Check:
+    return Check(
+        "hardware", "workers", "ok", f"a run uses up to {_cores()} processes (num_workers), a thread each"
+    )
 
 
 def _accelerators() -> Iterator[Check]:

@@ -20,7 +20,7 @@ def test_every_check_is_reported(fedit):
     found = read(outcome)
     groups = {check["group"] for check in found.values()}
     assert groups == {"versions", "hardware", "disk", "model", "network"}
-    assert {"python", "torch", "transformers", "peft", "fedit", "datasets", "processor", "threads"} <= set(found)
+    assert {"python", "torch", "transformers", "peft", "fedit", "datasets", "processor", "workers"} <= set(found)
 
 
 def test_a_missing_model_is_a_warning_and_nothing_is_fetched(fedit, cache):
@@ -76,10 +76,6 @@ def test_a_package_that_is_too_old_is_a_warning(monkeypatch):
     found = next(check for check in diagnose.versions() if check.name == "peft")
     assert found.status == "warning"
     assert "pip install" in found.advice
-
-
-def test_too_many_threads_are_a_warning():
-    assert diagnose._threads(10_000).status == "warning"
 
 
 def test_little_memory_and_disk_are_warnings(monkeypatch, cache):
