@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from fedit.process import allocator_settings
+
 HERE = Path(__file__).parent
 PEERS_PYTHON = HERE / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LONGEST_S = 3600
@@ -63,7 +65,8 @@ def run(who: str, request: dict, environment: dict[str, str] | None = None) -> d
     """
     script = HERE / "peers" / f"{who}.py"
     own = [sys.executable, "-m", f"benchmarks.{who}"]
-    command = [str(PEERS_PYTHON), str(script)] if script.is_file() else own
+    peer = script.is_file()
+    command = [str(PEERS_PYTHON), str(script)] if peer else own
     threads = str(request["threads"])
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -75,6 +78,8 @@ def run(who: str, request: dict, environment: dict[str, str] | None = None) -> d
         cwd=HERE.parent,
         env={
             **os.environ,
+            # As fedit starts its worker processes; what the peers gain from such settings is in their grid.
+            **({} if peer else allocator_settings(os.environ)),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "PYTHONDONTWRITEBYTECODE": "",

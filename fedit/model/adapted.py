@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 
-FAST_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 2048}
+FAST_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 GENERAL_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 """Device -> tokens of one pass. Measured on a CPU: larger passes gain little and take more memory."""
 
