@@ -171,20 +171,36 @@ def test_a_killed_worker_is_replaced_and_its_task_done_again(ready, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_task_that_kills_two_workers_is_a_failure_of_its_client(ready, tmp_path):
-    job, pool = ready
-    compute = Workers(job, pool)
-    tasks = tasks_of(job, compute.initial(), 3)
-
-    def kill(task, step):
-        if task is tasks[1]:
-            pool._workers[0]._process.kill()
-            time.sleep(0.2)
-
-    results = list(compute.engine(arms.federated(job), tmp_path, kill).run(tasks))
-    assert [type(result) is ClientFailure for result in results] == [False, True, False]
-    assert results[1].client_id == tasks[1].client_id
-    assert "killed by SIGKILL" in results[1].reason
+def test_a_stack_that_kills_two_workers_is_a_failure_of_its_clients(ready, tmp_path):
+    job, _ = ready
+    (tmp_path / "fatal.py").write_text(
+        "import os, signal\n"
+        "from fedit import worker_process\n"
+        "from fedit.worker import Worker\n"
+        "train = Worker.train_together\n"
+        "def fatal(self, tasks, on_step):\n"
+        "    if any(task.client_id == os.environ['FATAL'] for task in tasks):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return train(self, tasks, on_step)\n"
+        "Worker.train_together = fatal\n"
+        "worker_process.main()\n"
+    )
+    everyone = tasks_of(job, job.model.initial(0), 3)  # in stacks of one client and of two
+    for number, failed in ((0, 1), (1, 2)):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+            "FATAL": everyone[number].client_id,
+        }
+        with Pool([WorkerProcess(environment, tmp_path / "w.log", module="fatal")]) as pool:
+            pool.begin(header(job, tmp_path), 1)
+            compute = Workers(job, pool)
+            results = list(compute.engine(arms.federated(job), tmp_path, lambda task, step: None).run(everyone))
+        expected = [task.client_id for task in everyone[number : number + failed]]
+        assert [result.client_id for result in results if isinstance(result, ClientFailure)] == expected
+        reason = results[number].reason
+        assert "killed by SIGKILL" in reason
+        assert ("while it trained 2 clients at once" in reason) == (failed == 2)
 
 
 def test_a_lost_task_is_a_failure_of_its_client(ready):
