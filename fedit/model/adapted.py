@@ -20,6 +20,7 @@ from fedit.model.fast import architecture
 from fedit.model.fast.layout import Layout, lay_out, shared_prefix
 from fedit.model.fast.linear import Dropout
 from fedit.model.fast.model import FastModel
+from fedit.model.fast.probe import first_difference
 from fedit.model.loading import Base
 from fedit.model.parameters import Parameters
 from fedit.model.targets import choose_targets, stores_transposed
@@ -270,11 +271,9 @@ class AdaptedModel:
         try:
             made = FastModel(architecture.read(self.base.model, sorted(adapted)), recompute=recompute)
             rows = self._probe_rows((5, 17, 29), prefix=9)
-            with torch.no_grad():
-                expected = self._score(collate(rows, packed=False).to(self.device))[0]
-                found = made.score(lay_out([rows]).to(self.device), [self.parameters], [self.scale])[0]
-            if not self._agree(found, expected):
-                raise architecture.Unsupported("its numbers differ from the model's own")
+            where = first_difference(self.base.model, made, rows, self.parameters, self.scale)
+            if where is not None:
+                raise architecture.Unsupported(f"its numbers differ from the model's own: {where}")
         except architecture.Unsupported as error:
             self.why_general = str(error)
             return None

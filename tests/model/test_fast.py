@@ -1,6 +1,7 @@
 """The fast path against the autograd of transformers and PEFT, in every family it knows."""
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
 from fedit.model.fast import architecture
 from fedit.model.fast.layout import lay_out, shared_prefix
+from fedit.model.fast.model import FastModel
+from fedit.model.fast.probe import first_difference
 from fedit.objectives import negative_log_likelihood
 
 FAMILIES = sorted(set(CONFIGS) & architecture.FAMILIES)
@@ -174,11 +177,32 @@ def test_other_architectures_go_the_general_way_and_say_why(adapted, kind):
     assert model.why_general == f"models of type {kind} are not known to it"
 
 
-def test_a_model_whose_numbers_differ_is_left_to_the_general_path(adapted, monkeypatch):
+@pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16"])
+def test_a_model_whose_numbers_differ_is_left_to_the_general_path(adapted, monkeypatch, dtype):
     monkeypatch.setitem(architecture.ACTIVATIONS, "silu", architecture.ACTIVATIONS["gelu"])
-    model = adapted("llama")
+    model = adapted("llama", dtype=dtype)
     assert model.fast is None
-    assert "its numbers differ" in model.why_general
+    assert model.why_general == "its numbers differ from the model's own: layer 0"
+
+
+@pytest.mark.parametrize(
+    ("part", "where"), [("embed", "the embedding"), ("norm", "the head"), ("layers", "layer 1"), ("rotary", "layer 0")]
+)
+@pytest.mark.parametrize("dtype", ["fp64", "bf16"])
+def test_a_difference_is_found_where_it_is(adapted, part, where, dtype):
+    model = adapted("llama", dtype=dtype)
+    parts = model.fast.architecture
+    last = parts.layers[1]
+    changed = {
+        "embed": lambda: torch.nn.Embedding.from_pretrained(parts.embed.weight * 1.2),
+        "norm": lambda: replace(parts.norm, weight=parts.norm.weight * 1.2),
+        "layers": lambda: (parts.layers[0], replace(last, heads=replace(last.heads, scale=2 * last.heads.scale))),
+        "rotary": lambda: type(parts.rotary)(model.base.model.config.__class__(**{**CONFIGS["llama"], "rope_theta": 9})),
+    }[part]()
+    fast = FastModel(replace(parts, **{part: changed}))
+    rows = model._probe_rows((5, 17, 29), prefix=9)
+    assert first_difference(model.base.model, fast, rows, model.parameters, model.scale) == where
+    assert first_difference(model.base.model, model.fast, rows, model.parameters, model.scale) is None
 
 
 def test_the_fast_path_can_be_switched_off(adapted):

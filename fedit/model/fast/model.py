@@ -62,6 +62,17 @@ class FastModel:
         assert scores.likeliest is not None
         return scores.log_probability, scores.likeliest
 
+    def layer_outputs(
+        self,
+        layout: Layout,
+        adapters: Sequence[Mapping[str, Tensor]],
+        scales: Sequence[float],
+        inputs: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return what each layer makes of an input (tokens, width) of its own; the last one only at targets."""
+        current = _Pass(self, layout, adapters, scales, None, keep=False)
+        return [current.layer(index, x, None)[0] for index, x in enumerate(inputs)]
+
 
 class _Run(torch.autograd.Function):
     @staticmethod
@@ -111,7 +122,7 @@ class _Pass:
         """Return the scores of all targets."""
         x = self.model.architecture.embed(self.layout.ids).to(self.model.precise)
         for index in range(len(self.layers)):
-            x, saved = self._layer(index, x, None)
+            x, saved = self.layer(index, x, None)
             if self.keep:
                 self.saved.append(_forget(saved) if self.model.recompute else saved)
         normed, rate = self.model.architecture.norm.forward(x)
@@ -129,14 +140,15 @@ class _Pass:
         for index in reversed(range(len(self.layers))):
             saved = self.saved.pop()
             if self.model.recompute:
-                _, saved = self._layer(index, saved.attention.x, saved)
+                _, saved = self.layer(index, saved.attention.x, saved)
             below = self._layer_backward(index, dx, saved, gradients, lowest)
             if below is None:
                 break
             dx = below
         return gradients
 
-    def _layer(self, index: int, x: Tensor, redo: _SavedLayer | None) -> tuple[Tensor, _SavedLayer]:
+    def layer(self, index: int, x: Tensor, redo: _SavedLayer | None) -> tuple[Tensor, _SavedLayer]:
+        """Return a layer's output and what its backward pass needs."""
         spec, factors, context = self.layers[index], self.factors[index], self.context
         after, attention = attend(spec, factors, x, context, redo.attention if redo else None)
         spans = context.spans
