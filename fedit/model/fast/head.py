@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS_PER_CHUNK = {"cpu": 256, "cuda": 2048}
+PRODUCT_ROWS = {"cpu": 256, "cuda": 2048}
+"""Device -> targets of one product: enough for it to be fast."""
+SOFTMAX_ROWS = {"cpu": 32, "cuda": 2048}
+"""Device -> targets of one softmax: on a CPU few enough that their logits stay in its caches."""
 
 
 @dataclass(slots=True)
@@ -21,6 +24,14 @@ class Scores:
     gradient: Tensor | None
     likeliest: Tensor | None
 
+    def part(self, rows: slice) -> "Scores":
+        """Return views of some rows."""
+        return Scores(
+            self.log_probability[rows],
+            None if self.gradient is None else self.gradient[rows],
+            None if self.likeliest is None else self.likeliest[rows],
+        )
+
 
 class Head:
     """A frozen output layer without bias; ``softcap`` bounds its logits as Gemma 2 does."""
@@ -28,57 +39,58 @@ class Head:
     def __init__(self, weight: Tensor, softcap: float | None) -> None:
         self.weight = weight
         self.softcap = softcap
-        self._rows = ROWS_PER_CHUNK.get(weight.device.type, 256)
-        self._memory: dict[torch.dtype, Tensor] = {}
+        self._rows = PRODUCT_ROWS.get(weight.device.type, 256)
+        self._few = SOFTMAX_ROWS.get(weight.device.type, 256)
+        self._memory: dict[tuple[torch.dtype, int], Tensor] = {}
 
     def score(self, x: Tensor, targets: Tensor, *, gradient: bool) -> Scores:
         """Return the scores of x (targets, width); the vocabulary is never held for more than a chunk of rows."""
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scores = torch.empty(len(x), dtype=precise, device=x.device)
-        gradients = torch.empty_like(x) if gradient else None
-        likeliest = None if gradient else torch.empty(len(x), dtype=torch.bool, device=x.device)
+        scores = Scores(
+            torch.empty(len(x), dtype=precise, device=x.device),
+            torch.empty_like(x) if gradient else None,
+            None if gradient else torch.empty(len(x), dtype=torch.bool, device=x.device),
+        )
         for start in range(0, len(x), self._rows):
             rows = slice(start, start + self._rows)
-            logits, slope = self._logits(x[rows], precise, sloped=gradient)
-            own = logits.gather(1, targets[rows].unsqueeze(1))
-            if likeliest is not None:
-                likeliest[rows] = logits.argmax(-1) == targets[rows]
-            highest = logits.amax(-1, keepdim=True)
-            weights = logits.sub_(highest).exp_()
-            total = weights.sum(-1, keepdim=True)
-            scores[rows] = (own - highest - total.log()).squeeze(1)
-            if gradients is not None:
-                self._gradient(weights, total, targets[rows], slope, gradients[rows])
-        return Scores(scores, gradients, likeliest)
+            logits = torch.mm(x[rows], self.weight.T, out=self._workspace(x.dtype, self._rows, len(x[rows])))
+            for first in range(0, len(logits), self._few):
+                few = slice(first, first + self._few)
+                self._score(logits[few], targets[rows][few], scores.part(slice(start + first, start + few.stop)))
+            if scores.gradient is not None:
+                torch.mm(logits, self.weight, out=scores.gradient[rows])
+        return scores
 
-    def _logits(self, x: Tensor, precise: torch.dtype, *, sloped: bool) -> tuple[Tensor, Tensor | None]:
-        """Return logits (rows, vocabulary) and, with a cap, how fast they follow the layer's own output."""
-        raw = torch.mm(x, self.weight.T, out=self._workspace(x.dtype, len(x)))
-        logits = raw if raw.dtype == precise else self._workspace(precise, len(x)).copy_(raw)
-        if self.softcap is None:
-            return logits, None
-        logits.div_(self.softcap).tanh_()
-        slope = 1 - logits.square() if sloped else None
-        return logits.mul_(self.softcap), slope
-
-    def _gradient(
-        self, weights: Tensor, total: Tensor, targets: Tensor, slope: Tensor | None, out: Tensor
-    ) -> None:
-        """Write (one-hot - softmax) times the layer's weight into ``out``; weights: softmax times ``total``."""
-        if slope is not None:
-            change = weights.div_(total).neg_()
-            change.scatter_add_(1, targets.unsqueeze(1), torch.ones_like(total))
-            torch.mm(change.mul_(slope).to(out.dtype), self.weight, out=out)
+    def _score(self, logits: Tensor, targets: Tensor, scores: Scores) -> None:
+        """Write the scores of a few rows; with a gradient, ``logits`` becomes what the weight is multiplied by."""
+        precise = scores.log_probability.dtype
+        same = logits.dtype == precise
+        values = logits if same else self._workspace(precise, self._few, len(logits)).copy_(logits)
+        slope = None
+        if self.softcap is not None:
+            values.div_(self.softcap).tanh_()
+            slope = 1 - values.square() if scores.gradient is not None else None
+            values.mul_(self.softcap)
+        own = values.gather(1, targets.unsqueeze(1))
+        if scores.likeliest is not None:
+            torch.eq(values.argmax(-1), targets, out=scores.likeliest)
+        highest = values.amax(-1, keepdim=True)
+        weights = values.sub_(highest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        scores.log_probability.copy_((own - highest - total.log()).squeeze(1))
+        if scores.gradient is None:
             return
-        # Divided after the product, on rows as wide as the model instead of the vocabulary.
-        same = weights.dtype == out.dtype
-        factor = weights if same else self._workspace(out.dtype, len(weights)).copy_(weights)
-        torch.mm(factor, self.weight, out=out)
-        out.div_(total).neg_().add_(self.weight[targets])
+        # One-hot minus softmax, in full precision: of a target that is all but certain little remains.
+        change = weights.mul_(total.reciprocal_().neg_())
+        change.scatter_add_(1, targets.unsqueeze(1), torch.ones_like(total))
+        if slope is not None:
+            change.mul_(slope)  # how fast capped logits follow the layer's own output
+        if not same:
+            logits.copy_(change)
 
-    def _workspace(self, dtype: torch.dtype, rows: int) -> Tensor:
+    def _workspace(self, dtype: torch.dtype, most: int, rows: int) -> Tensor:
         """Return memory for a chunk's logits, the same in every call: fresh pages cost more than the sums."""
-        if dtype not in self._memory:
-            shape = (self._rows, self.weight.shape[0])
-            self._memory[dtype] = torch.empty(shape, dtype=dtype, device=self.weight.device)
-        return self._memory[dtype][:rows]
+        if (dtype, most) not in self._memory:
+            shape = (most, self.weight.shape[0])
+            self._memory[dtype, most] = torch.empty(shape, dtype=dtype, device=self.weight.device)
+        return self._memory[dtype, most][:rows]
