@@ -53,8 +53,8 @@ def read(model: PreTrainedModel, adapted: Sequence[str]) -> Architecture:
     config = model.config.get_text_config()
     if config.model_type not in FAMILIES:
         raise Unsupported(f"models of type {config.model_type} are not known to it")
-    if getattr(model, "quantization_method", None) is not None:
-        raise Unsupported("the base is quantised")
+    if getattr(model, "quantization_method", None) is not None and not getattr(model, "is_loaded_in_4bit", False):
+        raise Unsupported("of quantised bases it knows those of 4 bits")
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise Unsupported("the output head is not a linear layer without bias")
@@ -62,7 +62,7 @@ def read(model: PreTrainedModel, adapted: Sequence[str]) -> Architecture:
     names = {module: name for name, module in model.named_modules()}
     try:
         layers = tuple(
-            _layer(layer, config, index, _Namer(names, adapted)) for index, layer in enumerate(body.layers)
+            _layer(layer, config, index, _Namer(names, adapted, head.weight.dtype)) for index, layer in enumerate(body.layers)
         )
         norm = _norm(body.norm, config)
         rotary = body.rotary_emb
@@ -81,10 +81,12 @@ def read(model: PreTrainedModel, adapted: Sequence[str]) -> Architecture:
 class _Namer:
     names: Mapping[nn.Module, str]
     adapted: Sequence[str]
+    dtype: torch.dtype
 
     def group(self, *layers: nn.Module) -> Group:
         # PEFT puts its own layer in the place, and under the name, of the adapted one.
-        return Group.of([(self.names[layer].removesuffix(".base_layer"), layer) for layer in layers], self.adapted)
+        named = [(self.names[layer].removesuffix(".base_layer"), layer) for layer in layers]
+        return Group.of(named, self.adapted, self.dtype)
 
 
 def _layer(layer: Part, config: PretrainedConfig, index: int, namer: _Namer) -> LayerSpec:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedit.model.fast import attention, linear
 from fedit.model.fast.attention import Heads, Masks, Rotation, SavedGroup
 from fedit.model.fast.layout import Layout
-from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved
+from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved, Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ class LayerSpec:
 class Context:
     """What all layers of a pass share.
 
-    spans: (start, end) of each client's tokens; rotations: by name, for every slot.
+    spans: of each client's tokens; rotations: by name, for every slot.
     """
 
     layout: Layout
-    spans: Sequence[tuple[int, int]]
+    spans: Spans
     rotations: dict[str, Rotation]
     masks: Masks
     dtype: torch.dtype
@@ -133,7 +133,7 @@ class SavedMlp:
 
 
 def attend(
-    spec: LayerSpec, factors: Sequence[list[Factors]], x: Tensor, context: Context, redo: SavedAttention | None
+    spec: LayerSpec, factors: Sequence[Factors | None], x: Tensor, context: Context, redo: SavedAttention | None
 ) -> tuple[Tensor, SavedAttention]:
     """Return the residual stream (tokens, width) after attention."""
     normed, rate = spec.attention_norm.forward(x)
@@ -160,13 +160,13 @@ def attend(
     after = None
     if spec.attention_after is not None:
         after, y = _norm_after(spec.attention_after, y.to(x.dtype))
-    saved = SavedAttention(x, rate, saved_qkv, raw, groups, mixed if factors[1] else None, saved_o, after)
+    saved = SavedAttention(x, rate, saved_qkv, raw, groups, mixed if factors[1] is not None else None, saved_o, after)
     return x + y, saved
 
 
 def attend_backward(
     spec: LayerSpec,
-    factors: Sequence[list[Factors]],
+    factors: Sequence[Factors | None],
     dx: Tensor,
     saved: SavedAttention,
     context: Context,
@@ -182,7 +182,7 @@ def attend_backward(
     d_mixed = linear.backward(
         spec.o, factors[1], saved.o_in, dy, saved.o, context.spans, gradients, needs_dx=True, rate=context.rate
     )
-    if d_mixed is None or (lowest and not factors[0]):
+    if d_mixed is None or (lowest and factors[0] is None):
         return None
     layout = context.layout
     if layout.slots is not None:
@@ -193,7 +193,7 @@ def attend_backward(
         d_qkv = d_qkv.index_select(0, layout.slot_of_token)
     if spec.head_norms is not None and saved.raw is not None:
         _norm_heads_backward(spec, spec.head_norms, d_qkv, saved.raw)
-    normed = spec.attention_norm.again(saved.x, saved.rate).to(context.dtype) if factors[0] else None
+    normed = spec.attention_norm.again(saved.x, saved.rate).to(context.dtype) if factors[0] is not None else None
     d_normed = linear.backward(
         spec.qkv,
         factors[0],
@@ -212,10 +212,10 @@ def attend_backward(
 
 def feed(
     spec: LayerSpec,
-    factors: Sequence[list[Factors]],
+    factors: Sequence[Factors | None],
     x: Tensor,
     context: Context,
-    spans: Sequence[tuple[int, int]],
+    spans: Spans,
     redo: SavedMlp | None,
 ) -> tuple[Tensor, SavedMlp]:
     """Return the residual stream after the MLP; ``spans`` are those of x, which may be a part of the tokens."""
@@ -234,11 +234,11 @@ def feed(
 
 def feed_backward(
     spec: LayerSpec,
-    factors: Sequence[list[Factors]],
+    factors: Sequence[Factors | None],
     dx: Tensor,
     saved: SavedMlp,
     context: Context,
-    spans: Sequence[tuple[int, int]],
+    spans: Spans,
     gradients: Gradients,
     *,
     lowest: bool,
@@ -253,7 +253,7 @@ def feed_backward(
     d_gated = linear.backward(
         spec.down,
         factors[3],
-        opened * up if factors[3] else None,
+        opened * up if factors[3] is not None else None,
         dy,
         saved.down,
         spans,
@@ -261,13 +261,13 @@ def feed_backward(
         needs_dx=True,
         rate=context.rate,
     )
-    if d_gated is None or (lowest and not factors[2]):
+    if d_gated is None or (lowest and factors[2] is None):
         return None
     d_joined = torch.empty_like(saved.gate_up)
     d_gate, d_up = d_joined.chunk(2, dim=1)
     torch.mul(d_gated, opened, out=d_up)
     d_gate.copy_(spec.activation.backward(d_gated.mul_(up), gate))
-    normed = spec.mlp_norm.again(saved.x, saved.rate).to(context.dtype) if factors[2] else None
+    normed = spec.mlp_norm.again(saved.x, saved.rate).to(context.dtype) if factors[2] is not None else None
     d_normed = linear.backward(
         spec.gate_up,
         factors[2],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,72 +11,161 @@ Gradients = list[dict[str, Tensor]]
 """Per client: canonical name -> gradient in the adapter's own precision."""
 
 
+class Packed:
+    """4-bit weights of bitsandbytes layers, one on top of the other, unpacked whenever they are multiplied."""
+
+    def __init__(self, weights: Sequence[Any], dtype: torch.dtype) -> None:
+        self._weights = weights
+        self.dtype = dtype
+
+    def dense(self) -> Tensor:
+        """Return the weights (out, in) in compute dtype."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        parts = [dequantize_4bit(weight.data, weight.quant_state).to(self.dtype) for weight in self._weights]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 @dataclass(slots=True)
 class Group:
     """Linear layers that read the same input and are computed as one product.
 
-    weight:   compute dtype (out, in); the layers' own weights are views of it.
+    weight:   compute dtype (out, in), of which the layers' own weights are views; or 4-bit ones.
     bias:     compute dtype (out,) or None.
     adapted:  (canonical module name, first output, last output) of the layers that carry an adapter.
     """
 
-    weight: Tensor
+    weight: Tensor | Packed
     bias: Tensor | None
     adapted: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[tuple[str, nn.Module]], adapted: Sequence[str]) -> "Group":
-        """Join (name, linear layer) pairs; their weights become views of the joined one, so memory stays."""
-        modules = [_plain(layer) for _, layer in layers]
-        weights = [module.weight for module in modules]
+    def of(cls, layers: Sequence[tuple[str, nn.Module]], adapted: Sequence[str], dtype: torch.dtype) -> "Group":
+        """Join (name, linear layer) pairs; their weights become views of the joined one, so memory stays.
+
+        dtype: what the base computes in.
+
+        Raises:
+            TypeError: a layer is neither plain nor quantised to 4 bits.
+        """
+        modules: list[Any] = [getattr(layer, "base_layer", layer) for _, layer in layers]
         biases = [module.bias for module in modules]
         if len({bias is None for bias in biases}) > 1:
             raise TypeError("some layers have a bias and some have none")
-        weight = weights[0].data if len(weights) == 1 else torch.cat([w.data for w in weights])
-        known = [bias.data for bias in biases if bias is not None]
-        bias = torch.cat(known) if known else None
+        known = [bias.data.to(dtype) for bias in biases if bias is not None]
         places, start = [], 0
+        bounds = []
         for (name, _), module in zip(layers, modules, strict=True):
-            end = start + module.weight.shape[0]
-            module.weight.data = weight[start:end]
+            end = start + module.out_features
+            bounds.append((start, end))
             if name in adapted:
                 places.append((name, start, end))
             start = end
-        return cls(weight, bias, tuple(places))
+        return cls(_join(modules, bounds, dtype), torch.cat(known) if known else None, tuple(places))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the group computes in."""
+        return self.weight.dtype
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return the frozen layers' output (rows, out) for x (rows, in)."""
+        weight = self.weight if isinstance(self.weight, Tensor) else self.weight.dense()
+        return torch.mm(x, weight.T) if self.bias is None else torch.addmm(self.bias, x, weight.T)
+
+    def product_back(self, dy: Tensor) -> Tensor:
+        """Return the gradient (rows, in) of the frozen layers' input for that of their output (rows, out)."""
+        return torch.mm(dy, self.weight if isinstance(self.weight, Tensor) else self.weight.dense())
 
 
-def _plain(layer: nn.Module) -> nn.Linear:
-    base = getattr(layer, "base_layer", layer)
-    if type(base) is not nn.Linear:
-        raise TypeError(f"{type(base).__name__} is not a plain linear layer")
-    return base
+def _join(modules: Sequence[Any], bounds: Sequence[tuple[int, int]], dtype: torch.dtype) -> Tensor | Packed:
+    weights: list[Tensor] = [module.weight for module in modules]
+    if all(type(module).__name__ == "Linear4bit" for module in modules):
+        return Packed(weights, dtype)
+    if unknown := [type(module).__name__ for module in modules if type(module) is not nn.Linear]:
+        raise TypeError(f"{unknown[0]} is not a plain linear layer")
+    if len(weights) == 1:
+        return weights[0].data
+    joined = torch.cat([weight.data for weight in weights])
+    for weight, (start, end) in zip(weights, bounds, strict=True):
+        weight.data = joined[start:end]
+    return joined
 
 
 @dataclass(slots=True)
 class Factors:
-    """One client's low-rank factors for a group, in compute dtype.
+    """All clients' low-rank factors for a group, in compute dtype; lower ranks are filled up with zeros.
 
-    a: (sum of ranks, in), the layers' A on top of each other; b: per layer (out, rank), the scale folded in.
+    a:      (clients, sum of ranks, in), the layers' A on top of each other.
+    b:      per layer (clients, out, rank), the scales folded in.
+    ranks:  per layer, the largest of all clients; own_ranks: per client and layer.
+    scales: of each client; trains_a, trains_b: per client and layer.
     """
 
     a: Tensor
     b: list[Tensor]
     ranks: list[int]
-    scale: float
-    trains_a: list[bool]
-    trains_b: list[bool]
+    own_ranks: list[list[int]]
+    scales: list[float]
+    trains_a: list[list[bool]]
+    trains_b: list[list[bool]]
+
+    @property
+    def trained(self) -> bool:
+        """Whether any factor is trained."""
+        return any(map(any, self.trains_a)) or any(map(any, self.trains_b))
 
 
 @dataclass(slots=True)
 class Saved:
     """What the backward pass of a group needs besides its input.
 
-    u:     per client (tokens, sum of ranks), the input times A.
-    masks: per client and layer, which inputs dropout kept; empty without dropout.
+    u:     (clients, longest, sum of ranks), the input times A; None where the group has no factors.
+    masks: per layer (clients, longest, in), which inputs dropout kept; empty without dropout.
     """
 
-    u: list[Tensor] = field(default_factory=list)
-    masks: list[list[Tensor]] = field(default_factory=list)
+    u: Tensor | None = None
+    masks: list[Tensor] = field(default_factory=list)
+
+
+class Spans:
+    """Where each client's rows lie among those of a pass, and the same rows as one batch (clients, longest, ...)."""
+
+    def __init__(self, bounds: Sequence[tuple[int, int]], device: torch.device) -> None:
+        self.bounds = tuple(bounds)
+        lengths = [end - start for start, end in bounds]
+        self.clients, self.longest = len(bounds), max(lengths)
+        self._even = min(lengths) == self.longest
+        if not self._even:
+            # A batch's empty places hold a row of their own client: what one client computes reaches no other.
+            steps = torch.arange(self.longest)
+            starts = torch.tensor([start for start, _ in bounds]).unsqueeze(1)
+            last = torch.tensor(lengths).unsqueeze(1) - 1
+            self._row_of_place = (starts + torch.minimum(steps, last.clamp(min=0))).flatten().to(device)
+            filled = (steps <= last).flatten()
+            self._place_of_row = filled.nonzero().squeeze(1).to(device)
+            self._empty = (~filled).nonzero().squeeze(1).to(device)
+
+    def batch(self, x: Tensor, *, zeros: bool = False) -> Tensor:
+        """Return x (rows, width) as (clients, longest, width), a view if it can be; zeros: in empty places."""
+        if self._even:
+            return x.view(self.clients, self.longest, x.shape[1])
+        filled = x.index_select(0, self._row_of_place)
+        if zeros:
+            filled.index_fill_(0, self._empty, 0)
+        return filled.view(self.clients, self.longest, x.shape[1])
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """Return a batch's rows as (rows, width)."""
+        flat = batch.reshape(self.clients * self.longest, batch.shape[2])
+        return flat if self._even else flat.index_select(0, self._place_of_row)
+
+    def add_product(self, y: Tensor, one: Tensor, other: Tensor) -> None:
+        """Add one (clients, longest, n) times other (clients, n, width), a product a client, to y (rows, width)."""
+        if self._even:
+            y.unflatten(0, (self.clients, self.longest)).baddbmm_(one, other)
+        else:
+            y.add_(self.rows(torch.bmm(one, other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +184,45 @@ class Dropout:
         ]
 
 
-def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> list[Factors]:
-    """Return the factors of every client for ``group`` in its compute dtype."""
+def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Factors | None:
+    """Return the factors of all clients for ``group`` in its compute dtype; None where it has none."""
     if not group.adapted:
-        return []
-    dtype = group.weight.dtype
-    staged = []
-    for adapter, scale in zip(adapters, scales, strict=True):
-        a = [adapter[f"{name}.A"] for name, _, _ in group.adapted]
-        b = [adapter[f"{name}.B"] for name, _, _ in group.adapted]
-        staged.append(
-            Factors(
-                (a[0] if len(a) == 1 else torch.cat(a)).to(dtype),
-                [(factor * scale).to(dtype) for factor in b],
-                [factor.shape[0] for factor in a],
-                scale,
-                [factor.requires_grad for factor in a],
-                [factor.requires_grad for factor in b],
-            )
-        )
-    return staged
+        return None
+    names = [name for name, _, _ in group.adapted]
+    own_ranks = [[adapter[f"{name}.A"].shape[0] for name in names] for adapter in adapters]
+    ranks = [max(own) for own in zip(*own_ranks, strict=True)]
+    a, b = [], []
+    first = adapters[0][f"{names[0]}.A"]
+    factor = torch.tensor(scales, dtype=first.dtype).view(-1, 1, 1).to(first.device, non_blocking=True)
+    for name, rank in zip(names, ranks, strict=True):
+        a.append(torch.stack([_filled(adapter[f"{name}.A"], 0, rank) for adapter in adapters]))
+        own = torch.stack([_filled(adapter[f"{name}.B"], 1, rank) for adapter in adapters])
+        b.append((own * factor).to(group.dtype))
+    return Factors(
+        (a[0] if len(a) == 1 else torch.cat(a, 1)).to(group.dtype),
+        b,
+        ranks,
+        own_ranks,
+        list(scales),
+        [[adapter[f"{name}.A"].requires_grad for name in names] for adapter in adapters],
+        [[adapter[f"{name}.B"].requires_grad for name in names] for adapter in adapters],
+    )
+
+
+def _filled(factor: Tensor, side: int, rank: int) -> Tensor:
+    """Return a factor with zeros up to ``rank``."""
+    factor = factor.detach()
+    missing = rank - factor.shape[side]
+    if missing == 0:
+        return factor
+    return torch.nn.functional.pad(factor, (0, 0, 0, missing) if side == 0 else (0, missing))
 
 
 def forward(
     group: Group,
-    factors: Sequence[Factors],
+    factors: Factors | None,
     x: Tensor,
-    spans: Sequence[tuple[int, int]],
+    spans: Spans,
     dropout: Dropout | None,
     redo: Saved | None = None,
 ) -> tuple[Tensor, Saved]:
@@ -128,30 +230,29 @@ def forward(
 
     redo: what an earlier pass over the same input saved; its dropout masks are used again.
     """
-    y = torch.mm(x, group.weight.T) if group.bias is None else torch.addmm(group.bias, x, group.weight.T)
-    saved = Saved()
-    for client, (factor, (start, end)) in enumerate(zip(factors, spans, strict=bool(factors))):
-        rows = x[start:end]
-        if dropout is None:
-            u = rows @ factor.a.T
-        else:
-            masks = redo.masks[client] if redo else dropout.masks(client, rows.shape, len(factor.b), x.device)
-            saved.masks.append(masks)
-            parts = zip(masks, factor.a.split(factor.ranks), strict=True)
-            u = torch.cat([_drop(rows, mask, dropout.rate) @ a.T for mask, a in parts], dim=1)
-        for (_, low, high), b, part in zip(group.adapted, factor.b, u.split(factor.ranks, dim=1), strict=True):
-            y[start:end, low:high].addmm_(part, b.T)
-        saved.u.append(u)
-    return y, saved
+    y = group.product(x)
+    if factors is None:
+        return y, Saved()
+    batch = spans.batch(x)
+    masks: list[Tensor] = []
+    if dropout is None:
+        u = torch.bmm(batch, factors.a.transpose(1, 2))
+    else:
+        masks = redo.masks if redo else _masks(dropout, spans, batch, len(factors.b))
+        parts = zip(masks, factors.a.split(factors.ranks, dim=1), strict=True)
+        u = torch.cat([torch.bmm(_drop(batch, m, dropout.rate), a.transpose(1, 2)) for m, a in parts], dim=2)
+    for (_, low, high), b, part in zip(group.adapted, factors.b, u.split(factors.ranks, dim=2), strict=True):
+        spans.add_product(y[:, low:high], part, b.transpose(1, 2))
+    return y, Saved(u, masks)
 
 
 def backward(
     group: Group,
-    factors: Sequence[Factors],
+    factors: Factors | None,
     x: Tensor | None,
     dy: Tensor,
     saved: Saved,
-    spans: Sequence[tuple[int, int]],
+    spans: Spans,
     gradients: Gradients,
     *,
     needs_dx: bool,
@@ -161,58 +262,75 @@ def backward(
 
     x: the input of the forward pass; only read where the group has factors.
     """
-    dx = dy @ group.weight if needs_dx else None
-    for client, (factor, (start, end)) in enumerate(zip(factors, spans, strict=bool(factors))):
-        if x is None:
-            raise ValueError("a group with factors needs its input")
-        rows, found = x[start:end], gradients[client]
-        du = torch.empty_like(saved.u[client])
-        us, dus = saved.u[client].split(factor.ranks, dim=1), du.split(factor.ranks, dim=1)
-        for place, (name, low, high) in enumerate(group.adapted):
-            dy_own = dy[start:end, low:high]
-            torch.mm(dy_own, factor.b[place], out=dus[place])
-            if factor.trains_b[place]:
-                _add(found, f"{name}.B", dy_own.T @ us[place], factor.scale)
-        masks = saved.masks[client] if saved.masks else None
-        _factor_inputs(group, factor, rows, du, masks, rate, found, None if dx is None else dx[start:end])
+    dx = group.product_back(dy) if needs_dx else None
+    if factors is None:
+        return dx
+    if x is None or saved.u is None:
+        raise ValueError("a group with factors needs its input")
+    upstream = spans.batch(dy, zeros=True)
+    du = torch.empty_like(saved.u)
+    parts = zip(saved.u.split(factors.ranks, dim=2), du.split(factors.ranks, dim=2), strict=True)
+    for place, (u, du_own) in enumerate(parts):
+        name, low, high = group.adapted[place]
+        own = upstream[:, :, low:high]
+        torch.bmm(own, factors.b[place], out=du_own)
+        if any(trains[place] for trains in factors.trains_b):
+            # (clients, rank, out) and turned: the other way round the product is slow on a CPU.
+            db = _precise(torch.bmm(u.transpose(1, 2), own)).transpose(1, 2)
+            for client, scale in enumerate(factors.scales):
+                if factors.trains_b[client][place]:
+                    rank = factors.own_ranks[client][place]
+                    gradients[client][f"{name}.B"] = db[client, :, :rank] * scale
+    _inputs_backward(group, factors, spans.batch(x), du, saved.masks, rate, spans, gradients, dx)
     return dx
 
 
-def _factor_inputs(
+def _inputs_backward(
     group: Group,
-    factor: Factors,
+    factors: Factors,
     x: Tensor,
     du: Tensor,
-    masks: list[Tensor] | None,
+    masks: list[Tensor],
     rate: float,
-    found: dict[str, Tensor],
+    spans: Spans,
+    gradients: Gradients,
     dx: Tensor | None,
 ) -> None:
-    """Add the gradients of A to ``found`` and, through A, that of the input to ``dx``."""
-    if masks is None:
-        if any(factor.trains_a):
-            da = du.T @ x
-            for (name, _, _), trains, part in zip(
-                group.adapted, factor.trains_a, da.split(factor.ranks), strict=True
-            ):
-                if trains:
-                    _add(found, f"{name}.A", part, 1.0)
+    """Add the gradients of A to ``gradients`` and, through A, that of the input to ``dx`` (tokens, in)."""
+    trained = any(map(any, factors.trains_a))
+    if not masks:
+        da = torch.bmm(du.transpose(1, 2), x).split(factors.ranks, dim=1) if trained else ()
         if dx is not None:
-            dx.addmm_(du, factor.a)
-        return
-    parts = zip(masks, du.split(factor.ranks, dim=1), factor.a.split(factor.ranks), strict=True)
-    for place, (mask, du_own, a) in enumerate(parts):
-        if factor.trains_a[place]:
-            _add(found, f"{group.adapted[place][0]}.A", du_own.T @ _drop(x, mask, rate), 1.0)
-        if dx is not None:
-            dx.add_(_drop(du_own @ a, mask, rate))
+            spans.add_product(dx, du, factors.a)
+    else:
+        da = []
+        parts = zip(masks, du.split(factors.ranks, dim=2), factors.a.split(factors.ranks, dim=1), strict=True)
+        for mask, du_own, a in parts:
+            da.append(torch.bmm(du_own.transpose(1, 2), _drop(x, mask, rate)))
+            if dx is not None:
+                dx.add_(spans.rows(_drop(torch.bmm(du_own, a), mask, rate)))
+    for place, found in enumerate(da):
+        precise = _precise(found)
+        for client, trains in enumerate(factors.trains_a):
+            if trains[place]:
+                rank = factors.own_ranks[client][place]
+                gradients[client][f"{group.adapted[place][0]}.A"] = precise[client, :rank]
+
+
+def _masks(dropout: Dropout, spans: Spans, batch: Tensor, count: int) -> list[Tensor]:
+    """Return one mask (clients, longest, in) a layer; every client draws as many numbers as it would alone."""
+    masks = [torch.zeros(batch.shape, dtype=torch.bool, device=batch.device) for _ in range(count)]
+    for client, (start, end) in enumerate(spans.bounds):
+        shape = (end - start, batch.shape[2])
+        for mask, drawn in zip(masks, dropout.masks(client, shape, count, batch.device), strict=True):
+            mask[client, : end - start] = drawn
+    return masks
 
 
 def _drop(x: Tensor, mask: Tensor, rate: float) -> Tensor:
     return (x * mask).mul_(1 / (1 - rate))
 
 
-def _add(found: dict[str, Tensor], name: str, gradient: Tensor, scale: float) -> None:
-    # Compute dtype to the adapter's: float64 stays, everything else becomes float32.
-    precise = gradient if gradient.dtype == torch.float64 else gradient.float()
-    found[name] = precise * scale if scale != 1.0 else precise
+def _precise(gradient: Tensor) -> Tensor:
+    """Return it in the adapter's precision: float64 stays, everything else becomes float32."""
+    return gradient if gradient.dtype == torch.float64 else gradient.float()

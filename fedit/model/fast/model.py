@@ -20,7 +20,7 @@ from fedit.model.fast.layer import (
     feed_backward,
 )
 from fedit.model.fast.layout import Layout
-from fedit.model.fast.linear import Dropout, Factors, Gradients
+from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class _Pass:
         self.model = model
         self.keep = keep
         self.layers = model.architecture.layers
-        self.factors: list[list[list[Factors]]] = [
+        self.factors: list[list[Factors | None]] = [
             [linear.stage(group, adapters, scales) for group in spec.groups()] for spec in self.layers
         ]
         self.num_clients = len(adapters)
@@ -115,7 +115,8 @@ class _Pass:
         slots = layout.positions if layout.slots is None else layout.positions[layout.slots]
         rotations = {name: self._rotation(name, slots) for name in model.architecture.rotations()}
         masks = Masks(model.dtype, layout.ids.device)
-        self.context = Context(layout, layout.spans, rotations, masks, model.dtype, dropout)
+        self.context = Context(layout, Spans(layout.spans, slots.device), rotations, masks, model.dtype, dropout)
+        self.target_spans = Spans(layout.target_spans, slots.device)
         self.saved: list[_SavedLayer] = []
 
     def forward(self, *, gradient: bool) -> Scores:
@@ -154,7 +155,7 @@ class _Pass:
         spans = context.spans
         if index == len(self.layers) - 1:
             # After the last attention tokens no longer meet: go on with those that predict a target.
-            after, spans = after[self.layout.at], self.layout.target_spans
+            after, spans = after[self.layout.at], self.target_spans
         after, mlp = feed(spec, factors, after, context, spans, redo.mlp if redo else None)
         return after, _SavedLayer(attention, mlp)
 
@@ -163,7 +164,7 @@ class _Pass:
     ) -> Tensor | None:
         spec, factors, context = self.layers[index], self.factors[index], self.context
         last = index == len(self.layers) - 1
-        spans = self.layout.target_spans if last else context.spans
+        spans = self.target_spans if last else context.spans
         below = feed_backward(spec, factors, dx, saved.mlp, context, spans, gradients, lowest=lowest == (index, 1))
         if below is None:
             return None
@@ -177,7 +178,7 @@ class _Pass:
         """Return (layer, 0 for attention or 1 for MLP) below which nothing is trained."""
         for index, groups in enumerate(self.factors):
             for half, own in enumerate((groups[:2], groups[2:])):
-                if any(any(f.trains_a) or any(f.trains_b) for factors in own for f in factors):
+                if any(factors is not None and factors.trained for factors in own):
                     return index, half
         raise ValueError("no factor is trained")
 
@@ -192,7 +193,7 @@ class _Pass:
 def _forget(saved: _SavedLayer) -> _SavedLayer:
     """Return what a second forward pass over a layer needs: its input and its dropout masks."""
     for part in (saved.attention.qkv, saved.attention.o, saved.mlp.joined, saved.mlp.down):
-        part.u = []
+        part.u = None
     nothing = torch.empty(0)
     attention, mlp = saved.attention, saved.mlp
     return _SavedLayer(
