@@ -147,7 +147,7 @@ def test_clients_really_share_passes(adapted, monkeypatch):
         seen.append(len(rows))
         return lay_out(rows, **options)
 
-    monkeypatch.setattr("fedit.model.adapted.lay_out", spy)
+    monkeypatch.setattr("fedit.model.fast.model.lay_out", spy)
     StackedTrainer(model).train(jobs(list(model.parameters)), [random_adapter(model, s) for s in range(3)])
     assert seen == [3, 3, 3]
 

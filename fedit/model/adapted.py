@@ -16,8 +16,8 @@ from fedit import seeds, tensors
 from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
 from fedit.model.batch import Batch, collate, micro_batches
-from fedit.model.fast import architecture
-from fedit.model.fast.layout import Layout, lay_out, shared_prefix
+from fedit.model.fast import architecture, varlen
+from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout
 from fedit.model.fast.model import FastModel
 from fedit.model.fast.probe import first_difference
@@ -147,14 +147,14 @@ class AdaptedModel:
         lengths = [len(row.ids) for row in rows]
         if self.fast is None:
             return micro_batches(lengths, most_tokens=self.tokens_per_pass, most_rows=most_rows, packed=self.packs)
-        shared = shared_prefix(rows)
+        shared = self.fast.shared_prefix(rows)
         own = [length - shared for length in lengths]
         return micro_batches(own, most_tokens=self.tokens_per_pass - shared, most_rows=most_rows, packed=True)
 
     def collate(self, rows: Sequence[TokenRow]) -> Batch | Layout:
         """Return one pass over ``rows``, on the model's device."""
         if self.fast is not None:
-            return lay_out([rows]).to(self.device)
+            return self.fast.lay_out([rows])
         return collate(rows, packed=self.packs).to(self.device)
 
     def log_probabilities(self, batch: Batch | Layout) -> Tensor:
@@ -179,7 +179,7 @@ class AdaptedModel:
 
         rows, adapters, noise_seeds: one of each per client; needs the fast path.
         """
-        layout = lay_out(rows).to(self.device)
+        layout = self._fast.lay_out(rows)
         dropout = None
         if self.dropout > 0:
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in noise_seeds]
@@ -269,7 +269,9 @@ class AdaptedModel:
         """Return the fast path if the model has the parts it knows and gives the model's own numbers."""
         adapted = {name.rpartition(".")[0] for name in self.parameters}
         try:
-            made = FastModel(architecture.read(self.base.model, sorted(adapted)), recompute=recompute)
+            parts = architecture.read(self.base.model, sorted(adapted))
+            kernel = varlen.choose([layer.heads for layer in parts.layers], self.base.dtype, self.device)
+            made = FastModel(parts, recompute=recompute, kernel=kernel)
             rows = self._probe_rows((5, 17, 29), prefix=9)
             where = first_difference(self.base.model, made, rows, self.parameters, self.scale)
             if where is not None:

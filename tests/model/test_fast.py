@@ -1,11 +1,20 @@
 """The fast path against the autograd of transformers and PEFT, in every family it knows."""
 
-import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from gradients import (
+    FAMILIES,
+    LENGTHS,
+    distance,
+    float64_norms,
+    float64_softmax,  # noqa: F401  (a fixture)
+    gradients,
+    gradients_of_rows,
+    with_prefix,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import load
@@ -19,78 +28,8 @@ from fedit.model.fast import architecture
 from fedit.model.fast.layout import lay_out, shared_prefix
 from fedit.model.fast.model import FastModel
 from fedit.model.fast.probe import first_difference
-from fedit.objectives import negative_log_likelihood
 
-FAMILIES = sorted(set(CONFIGS) & architecture.FAMILIES)
-LENGTHS = [150, 40, 38, 21, 20, 12]
-"""One row is longer than a block of queries, some are of almost one length, some share a length with none."""
-
-
-def float64_norms(model: nn.Module) -> nn.Module:
-    """Let transformers' norms, which compute in float32 whatever their input, keep float64."""
-
-    def exact(self, x):
-        weight = self.weight + (1 if "Gemma" in type(self).__name__ else 0)
-        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
-        return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
-
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(exact, module)
-    return model
-
-
-@pytest.fixture(autouse=True)
-def float64_softmax(monkeypatch):
-    """Let transformers' plain attention, whose softmax is float32, keep float64."""
-    real = nn.functional.softmax
-
-    def exact(x, dim=None, dtype=None, **options):
-        return real(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **options)
-
-    monkeypatch.setattr(nn.functional, "softmax", exact)
-
-
-def gradients_of_rows(model, adapter, rows):
-    """Return (summed loss, gradients by name), one row after the other through transformers and PEFT."""
-    parameters = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            module, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            parameters[f"{module}.{rest[0]}"] = parameter
-            parameter.grad = None
-    total = 0.0
-    for row in rows:
-        ids = torch.from_numpy(row.ids.astype(np.int64))
-        chosen = torch.from_numpy(np.flatnonzero(row.supervised[1:]))
-        logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, chosen]
-        loss = nn.functional.cross_entropy(logits, ids[1:][chosen], reduction="sum")
-        loss.backward()
-        total += float(loss.detach())
-    return total, {name: parameter.grad for name, parameter in parameters.items()}
-
-
-def gradients(model, rows):
-    for parameter in model.parameters.values():
-        parameter.grad = None
-    model.train_mode(True)
-    loss = negative_log_likelihood(model, model.collate(rows))
-    loss.backward()
-    model.train_mode(False)
-    return float(loss.detach()), {n: p.grad.clone() for n, p in model.parameters.items() if p.grad is not None}
-
-
-def distance(found, expected):
-    """Return the relative Euclidean distance over all tensors together."""
-    assert set(found) == set(expected)
-    error = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in found)
-    return (error / sum(float(expected[n].double().square().sum()) for n in expected)) ** 0.5
-
-
-def with_prefix(rows, length):
-    """Return the rows with the first row's first tokens in front of all."""
-    head = rows[0].ids[:length]
-    return [TokenRow(np.concatenate([head, row.ids[length:]]), row.supervised) for row in rows]
+pytestmark = pytest.mark.usefixtures("float64_softmax")
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -186,7 +125,8 @@ def test_a_model_whose_numbers_differ_is_left_to_the_general_path(adapted, monke
 
 
 @pytest.mark.parametrize(
-    ("part", "where"), [("embed", "the embedding"), ("norm", "the head"), ("layers", "layer 1"), ("rotary", "layer 0")]
+    ("part", "where"),
+    [("embed", "the embedding"), ("norm", "the head"), ("layers", "layer 1"), ("rotary", "layer 0")],
 )
 @pytest.mark.parametrize("dtype", ["fp64", "bf16"])
 def test_a_difference_is_found_where_it_is(adapted, part, where, dtype):
@@ -197,7 +137,9 @@ def test_a_difference_is_found_where_it_is(adapted, part, where, dtype):
         "embed": lambda: torch.nn.Embedding.from_pretrained(parts.embed.weight * 1.2),
         "norm": lambda: replace(parts.norm, weight=parts.norm.weight * 1.2),
         "layers": lambda: (parts.layers[0], replace(last, heads=replace(last.heads, scale=2 * last.heads.scale))),
-        "rotary": lambda: type(parts.rotary)(model.base.model.config.__class__(**{**CONFIGS["llama"], "rope_theta": 9})),
+        "rotary": lambda: type(parts.rotary)(
+            model.base.model.config.__class__(**{**CONFIGS["llama"], "rope_theta": 9})
+        ),
     }[part]()
     fast = FastModel(replace(parts, **{part: changed}))
     rows = model._probe_rows((5, 17, 29), prefix=9)

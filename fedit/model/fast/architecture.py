@@ -62,7 +62,8 @@ def read(model: PreTrainedModel, adapted: Sequence[str]) -> Architecture:
     names = {module: name for name, module in model.named_modules()}
     try:
         layers = tuple(
-            _layer(layer, config, index, _Namer(names, adapted, head.weight.dtype)) for index, layer in enumerate(body.layers)
+            _layer(layer, config, index, _Namer(names, adapted, head.weight.dtype))
+            for index, layer in enumerate(body.layers)
         )
         norm = _norm(body.norm, config)
         rotary = body.rotary_emb
@@ -110,7 +111,7 @@ def _layer(layer: Part, config: PretrainedConfig, index: int, namer: _Namer) -> 
         mlp_norm=_norm(layer.pre_feedforward_layernorm if around else layer.post_attention_layernorm, config),
         gate_up=namer.group(*gate_up),
         down=namer.group(mlp.down_proj),
-        activation=ACTIVATIONS[activation],
+        gate=ACTIVATIONS[activation],
         mlp_after=_norm(layer.post_feedforward_layernorm, config) if around else None,
     )
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedit.model.fast import fused
+
 PRODUCT_ROWS = {"cpu": 256, "cuda": 2048}
-"""Device -> targets of one product: enough for it to be fast."""
+"""Device -> most targets of one product: enough for it to be fast."""
 SOFTMAX_ROWS = {"cpu": 32, "cuda": 2048}
 """Device -> targets of one softmax: on a CPU few enough that their logits stay in its caches."""
+MOST_LOGITS = 2**28
+"""Logits of one product at most, so that large vocabularies do not fill a GPU."""
 
 
 @dataclass(slots=True)
@@ -24,14 +28,6 @@ class Scores:
     gradient: Tensor | None
     likeliest: Tensor | None
 
-    def part(self, rows: slice) -> "Scores":
-        """Return views of some rows."""
-        return Scores(
-            self.log_probability[rows],
-            None if self.gradient is None else self.gradient[rows],
-            None if self.likeliest is None else self.likeliest[rows],
-        )
-
 
 class Head:
     """A frozen output layer without bias; ``softcap`` bounds its logits as Gemma 2 does."""
@@ -39,9 +35,9 @@ class Head:
     def __init__(self, weight: Tensor, softcap: float | None) -> None:
         self.weight = weight
         self.softcap = softcap
-        self._rows = PRODUCT_ROWS.get(weight.device.type, 256)
+        self._rows = min(PRODUCT_ROWS.get(weight.device.type, 256), max(MOST_LOGITS // weight.shape[0], 32))
         self._few = SOFTMAX_ROWS.get(weight.device.type, 256)
-        self._memory: dict[tuple[torch.dtype, int], Tensor] = {}
+        self._memory: dict[torch.dtype, Tensor] = {}
 
     def score(self, x: Tensor, targets: Tensor, *, gradient: bool) -> Scores:
         """Return the scores of x (targets, width); the vocabulary is never held for more than a chunk of rows."""
@@ -53,44 +49,21 @@ class Head:
         )
         for start in range(0, len(x), self._rows):
             rows = slice(start, start + self._rows)
-            logits = torch.mm(x[rows], self.weight.T, out=self._workspace(x.dtype, self._rows, len(x[rows])))
+            logits = torch.mm(x[rows], self.weight.T, out=self._workspace(x.dtype, len(x[rows])))
             for first in range(0, len(logits), self._few):
                 few = slice(first, first + self._few)
-                self._score(logits[few], targets[rows][few], scores.part(slice(start + first, start + few.stop)))
+                own, likeliest = fused.target_scores(logits[few], targets[rows][few], self.softcap, gradient)
+                place = slice(start + first, start + first + len(own))
+                scores.log_probability[place] = own
+                if scores.likeliest is not None and likeliest is not None:
+                    scores.likeliest[place] = likeliest
             if scores.gradient is not None:
                 torch.mm(logits, self.weight, out=scores.gradient[rows])
         return scores
 
-    def _score(self, logits: Tensor, targets: Tensor, scores: Scores) -> None:
-        """Write the scores of a few rows; with a gradient, ``logits`` becomes what the weight is multiplied by."""
-        precise = scores.log_probability.dtype
-        same = logits.dtype == precise
-        values = logits if same else self._workspace(precise, self._few, len(logits)).copy_(logits)
-        slope = None
-        if self.softcap is not None:
-            values.div_(self.softcap).tanh_()
-            slope = 1 - values.square() if scores.gradient is not None else None
-            values.mul_(self.softcap)
-        own = values.gather(1, targets.unsqueeze(1))
-        if scores.likeliest is not None:
-            torch.eq(values.argmax(-1), targets, out=scores.likeliest)
-        highest = values.amax(-1, keepdim=True)
-        weights = values.sub_(highest).exp_()
-        total = weights.sum(-1, keepdim=True)
-        scores.log_probability.copy_((own - highest - total.log()).squeeze(1))
-        if scores.gradient is None:
-            return
-        # One-hot minus softmax, in full precision: of a target that is all but certain little remains.
-        change = weights.mul_(total.reciprocal_().neg_())
-        change.scatter_add_(1, targets.unsqueeze(1), torch.ones_like(total))
-        if slope is not None:
-            change.mul_(slope)  # how fast capped logits follow the layer's own output
-        if not same:
-            logits.copy_(change)
-
-    def _workspace(self, dtype: torch.dtype, most: int, rows: int) -> Tensor:
+    def _workspace(self, dtype: torch.dtype, rows: int) -> Tensor:
         """Return memory for a chunk's logits, the same in every call: fresh pages cost more than the sums."""
-        if (dtype, most) not in self._memory:
-            shape = (most, self.weight.shape[0])
-            self._memory[dtype, most] = torch.empty(shape, dtype=dtype, device=self.weight.device)
-        return self._memory[dtype, most][:rows]
+        if dtype not in self._memory:
+            shape = (self._rows, self.weight.shape[0])
+            self._memory[dtype] = torch.empty(shape, dtype=dtype, device=self.weight.device)
+        return self._memory[dtype][:rows]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedit.model.fast import attention, linear
+from fedit.model.fast import attention, fused, linear, varlen
 from fedit.model.fast.attention import Heads, Masks, Rotation, SavedGroup
 from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved, Spans
+from fedit.model.fast.varlen import Bounds, Kernel, SavedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,38 +24,62 @@ class Norm:
     weight: Tensor
     eps: float
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x (..., width) normed, in its own dtype, and what it was multiplied by (..., 1)."""
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        rate = size.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return (x * rate).mul_(self.weight), rate
+    def forward(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return x (..., width) normed, in ``dtype``, and what it was multiplied by (..., 1)."""
+        return fused.norm(x, self.weight, self.eps, dtype)
 
-    def again(self, x: Tensor, rate: Tensor) -> Tensor:
+    def again(self, x: Tensor, rate: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the forward pass's result from its own rate."""
-        return (x * rate).mul_(self.weight)
+        return fused.norm_again(x, rate, self.weight, dtype)
 
     def backward(self, dy: Tensor, x: Tensor, rate: Tensor) -> Tensor:
-        """Return the gradient of x; ``dy`` (of x's dtype) is overwritten."""
-        dy.mul_(self.weight)
-        mean = torch.linalg.vecdot(dy, x).unsqueeze_(-1).div_(x.shape[-1])
-        return dy.mul_(rate).addcmul_(x, mean.mul_(rate.pow(3)), value=-1)
+        """Return the gradient of x, in its dtype."""
+        return fused.norm_backward(dy, x, rate, self.weight)
+
+    def add_backward(self, dx: Tensor, dy: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        """Add the gradient of x to ``dx``, which is returned."""
+        return fused.add_norm_backward(dx, dy, x, rate, self.weight)
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
-    """The gate's function and its derivative: (upstream, gate) -> gradient of the gate."""
+class Gate:
+    """A gated MLP's middle: f(gate) * up of (tokens, gate and up side by side).
 
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    opened:   (gate) -> f(gate).
+    gated:    (gate and up) -> f(gate) * up.
+    backward: (gradient of the product, which is overwritten; gate and up; f(gate)) -> gradient of gate and up.
+    """
+
+    opened: Callable[[Tensor], Tensor]
+    gated: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    @classmethod
+    def of(cls, forward: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]) -> "Gate":
+        """Return the gate of a function; slope: (upstream, gate) -> gradient of the gate."""
+
+        def gated(gate_up: Tensor) -> Tensor:
+            gate, up = gate_up.chunk(2, dim=1)
+            return forward(gate).mul_(up)
+
+        def backward(d_gated: Tensor, gate_up: Tensor, opened: Tensor) -> Tensor:
+            gate, up = gate_up.chunk(2, dim=1)
+            found = torch.empty_like(gate_up)
+            d_gate, d_up = found.chunk(2, dim=1)
+            d_up.copy_(d_gated * opened)
+            d_gate.copy_(slope(d_gated.mul_(up), gate))
+            return found
+
+        return cls(fused.fused(forward), fused.fused(gated), fused.fused(backward))
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": Activation(torch.nn.functional.silu, torch.ops.aten.silu_backward),
-    "gelu_pytorch_tanh": Activation(
+ACTIVATIONS: dict[str, Gate] = {
+    "silu": Gate.of(torch.nn.functional.silu, torch.ops.aten.silu_backward),
+    "gelu_pytorch_tanh": Gate.of(
         lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
         lambda dy, x: torch.ops.aten.gelu_backward(dy, x, approximate="tanh"),
     ),
-    "gelu": Activation(torch.nn.functional.gelu, lambda dy, x: torch.ops.aten.gelu_backward(dy, x)),
+    "gelu": Gate.of(torch.nn.functional.gelu, lambda dy, x: torch.ops.aten.gelu_backward(dy, x)),
 }
 """Name in a model's config -> function."""
 
@@ -78,7 +103,7 @@ class LayerSpec:
     mlp_norm: Norm
     gate_up: Group
     down: Group
-    activation: Activation
+    gate: Gate
     mlp_after: Norm | None
 
     def groups(self) -> tuple[Group, Group, Group, Group]:
@@ -90,7 +115,8 @@ class LayerSpec:
 class Context:
     """What all layers of a pass share.
 
-    spans: of each client's tokens; rotations: by name, for every slot.
+    spans:  of each client's tokens; rotations: by name, for every slot.
+    kernel: attention over rows of any lengths, which lie at ``bounds``; None: it runs in blocks of the layout.
     """
 
     layout: Layout
@@ -99,6 +125,8 @@ class Context:
     masks: Masks
     dtype: torch.dtype
     dropout: Dropout | None
+    kernel: Kernel | None
+    bounds: Bounds | None
 
     @property
     def rate(self) -> float:
@@ -114,7 +142,7 @@ class SavedAttention:
     rate: Tensor
     qkv: Saved
     raw: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    groups: list[SavedGroup]
+    groups: list[SavedGroup] | SavedRows
     o_in: Tensor | None
     o: Saved
     out: tuple[Tensor, Tensor] | None
@@ -136,11 +164,11 @@ def attend(
     spec: LayerSpec, factors: Sequence[Factors | None], x: Tensor, context: Context, redo: SavedAttention | None
 ) -> tuple[Tensor, SavedAttention]:
     """Return the residual stream (tokens, width) after attention."""
-    normed, rate = spec.attention_norm.forward(x)
+    normed, rate = spec.attention_norm.forward(x, context.dtype)
     qkv, saved_qkv = linear.forward(
         spec.qkv,
         factors[0],
-        normed.to(context.dtype),
+        normed,
         context.spans,
         context.dropout,
         redo.qkv if redo else None,
@@ -148,20 +176,17 @@ def attend(
     raw = None
     if spec.head_norms is not None:
         raw = _norm_heads(spec, spec.head_norms, qkv)
-    layout = context.layout
-    slots = qkv if layout.slots is None else qkv.index_select(0, layout.slots)
-    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
-    mixed, groups = attention.forward(slots, layout, spec.heads, rotation, context.masks)
-    if layout.slot_of_token is not None:
-        mixed = mixed.index_select(0, layout.slot_of_token)
+    mixed, groups = _mix(spec, qkv, context)
     y, saved_o = linear.forward(
         spec.o, factors[1], mixed, context.spans, context.dropout, redo.o if redo else None
     )
     after = None
     if spec.attention_after is not None:
         after, y = _norm_after(spec.attention_after, y.to(x.dtype))
-    saved = SavedAttention(x, rate, saved_qkv, raw, groups, mixed if factors[1] is not None else None, saved_o, after)
-    return x + y, saved
+    saved = SavedAttention(
+        x, rate, saved_qkv, raw, groups, mixed if factors[1] is not None else None, saved_o, after
+    )
+    return fused.add(x, y), saved
 
 
 def attend_backward(
@@ -177,23 +202,17 @@ def attend_backward(
     """Return the gradient of the attention half's input; None where nothing below needs it (``lowest``)."""
     dy = dx
     if spec.attention_after is not None and saved.out is not None:
-        dy = spec.attention_after.backward(dx.clone(), *saved.out)
+        dy = spec.attention_after.backward(dx, *saved.out)
     dy = dy.to(context.dtype)
     d_mixed = linear.backward(
         spec.o, factors[1], saved.o_in, dy, saved.o, context.spans, gradients, needs_dx=True, rate=context.rate
     )
     if d_mixed is None or (lowest and factors[0] is None):
         return None
-    layout = context.layout
-    if layout.slots is not None:
-        d_mixed = d_mixed.index_select(0, layout.slots).index_fill_(0, layout.padding, 0)
-    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
-    d_qkv = attention.backward(d_mixed, layout, spec.heads, rotation, saved.groups)
-    if layout.slot_of_token is not None:
-        d_qkv = d_qkv.index_select(0, layout.slot_of_token)
+    d_qkv = _mix_backward(spec, d_mixed, saved.groups, context)
     if spec.head_norms is not None and saved.raw is not None:
         _norm_heads_backward(spec, spec.head_norms, d_qkv, saved.raw)
-    normed = spec.attention_norm.again(saved.x, saved.rate).to(context.dtype) if factors[0] is not None else None
+    normed = spec.attention_norm.again(saved.x, saved.rate, context.dtype) if factors[0] is not None else None
     d_normed = linear.backward(
         spec.qkv,
         factors[0],
@@ -207,7 +226,32 @@ def attend_backward(
     )
     if d_normed is None:
         return None
-    return dx.add_(spec.attention_norm.backward(d_normed.to(dx.dtype), saved.x, saved.rate))
+    return spec.attention_norm.add_backward(dx, d_normed, saved.x, saved.rate)
+
+
+def _mix(spec: LayerSpec, qkv: Tensor, context: Context) -> tuple[Tensor, list[SavedGroup] | SavedRows]:
+    """Return attention's output (tokens, queries * dim) and what its backward pass needs."""
+    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
+    if context.kernel is not None and context.bounds is not None:
+        return varlen.forward(context.kernel, qkv, context.bounds, spec.heads, rotation)
+    layout = context.layout
+    slots = qkv if layout.slots is None else qkv.index_select(0, layout.slots)
+    mixed, groups = attention.forward(slots, layout, spec.heads, rotation, context.masks)
+    return mixed if layout.slot_of_token is None else mixed.index_select(0, layout.slot_of_token), groups
+
+
+def _mix_backward(
+    spec: LayerSpec, d_mixed: Tensor, saved: list[SavedGroup] | SavedRows, context: Context
+) -> Tensor:
+    """Return the gradient of queries, keys and values (tokens, width)."""
+    rotation = None if spec.rotary is None else context.rotations[spec.rotary]
+    if isinstance(saved, SavedRows):
+        return varlen.backward(d_mixed, saved, spec.heads, rotation)
+    layout = context.layout
+    if layout.slots is not None:
+        d_mixed = d_mixed.index_select(0, layout.slots).index_fill_(0, layout.padding, 0)
+    d_qkv = attention.backward(d_mixed, layout, spec.heads, rotation, saved)
+    return d_qkv if layout.slot_of_token is None else d_qkv.index_select(0, layout.slot_of_token)
 
 
 def feed(
@@ -219,17 +263,17 @@ def feed(
     redo: SavedMlp | None,
 ) -> tuple[Tensor, SavedMlp]:
     """Return the residual stream after the MLP; ``spans`` are those of x, which may be a part of the tokens."""
-    normed, rate = spec.mlp_norm.forward(x)
+    normed, rate = spec.mlp_norm.forward(x, context.dtype)
     gate_up, joined = linear.forward(
-        spec.gate_up, factors[2], normed.to(context.dtype), spans, context.dropout, redo.joined if redo else None
+        spec.gate_up, factors[2], normed, spans, context.dropout, redo.joined if redo else None
     )
     y, down = linear.forward(
-        spec.down, factors[3], _gated(spec, gate_up), spans, context.dropout, redo.down if redo else None
+        spec.down, factors[3], spec.gate.gated(gate_up), spans, context.dropout, redo.down if redo else None
     )
     after = None
     if spec.mlp_after is not None:
         after, y = _norm_after(spec.mlp_after, y.to(x.dtype))
-    return x + y, SavedMlp(x, rate, gate_up, joined, down, after)
+    return fused.add(x, y), SavedMlp(x, rate, gate_up, joined, down, after)
 
 
 def feed_backward(
@@ -246,10 +290,10 @@ def feed_backward(
     """Return the gradient of the MLP half's input; None where nothing below needs it (``lowest``)."""
     dy = dx
     if spec.mlp_after is not None and saved.out is not None:
-        dy = spec.mlp_after.backward(dx.clone(), *saved.out)
+        dy = spec.mlp_after.backward(dx, *saved.out)
     dy = dy.to(context.dtype)
     gate, up = saved.gate_up.chunk(2, dim=1)
-    opened = spec.activation.forward(gate)
+    opened = spec.gate.opened(gate)
     d_gated = linear.backward(
         spec.down,
         factors[3],
@@ -263,11 +307,8 @@ def feed_backward(
     )
     if d_gated is None or (lowest and factors[2] is None):
         return None
-    d_joined = torch.empty_like(saved.gate_up)
-    d_gate, d_up = d_joined.chunk(2, dim=1)
-    torch.mul(d_gated, opened, out=d_up)
-    d_gate.copy_(spec.activation.backward(d_gated.mul_(up), gate))
-    normed = spec.mlp_norm.again(saved.x, saved.rate).to(context.dtype) if factors[2] is not None else None
+    d_joined = spec.gate.backward(d_gated, saved.gate_up, opened)
+    normed = spec.mlp_norm.again(saved.x, saved.rate, context.dtype) if factors[2] is not None else None
     d_normed = linear.backward(
         spec.gate_up,
         factors[2],
@@ -281,16 +322,11 @@ def feed_backward(
     )
     if d_normed is None:
         return None
-    return dx.add_(spec.mlp_norm.backward(d_normed.to(dx.dtype), saved.x, saved.rate))
-
-
-def _gated(spec: LayerSpec, gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=1)
-    return spec.activation.forward(gate).mul_(up)
+    return spec.mlp_norm.add_backward(dx, d_normed, saved.x, saved.rate)
 
 
 def _norm_after(norm: Norm, y: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    normed, rate = norm.forward(y)
+    normed, rate = norm.forward(y, y.dtype)
     return (y, rate), normed
 
 
@@ -299,8 +335,8 @@ def _norm_heads(spec: LayerSpec, norms: tuple[Norm, Norm], qkv: Tensor) -> tuple
     q, k = _heads(spec, qkv)
     precise = torch.promote_types(qkv.dtype, torch.float32)
     raw_q, raw_k = q.to(precise, copy=True), k.to(precise, copy=True)
-    normed_q, rate_q = norms[0].forward(raw_q)
-    normed_k, rate_k = norms[1].forward(raw_k)
+    normed_q, rate_q = norms[0].forward(raw_q, precise)
+    normed_k, rate_k = norms[1].forward(raw_k, precise)
     q.copy_(normed_q)
     k.copy_(normed_k)
     return raw_q, raw_k, rate_q, rate_k
@@ -312,8 +348,8 @@ def _norm_heads_backward(
     """Turn gradients of normed heads into those of the heads before, in place."""
     dq, dk = _heads(spec, d_qkv)
     raw_q, raw_k, rate_q, rate_k = raw
-    dq.copy_(norms[0].backward(dq.to(raw_q.dtype, copy=True), raw_q, rate_q))
-    dk.copy_(norms[1].backward(dk.to(raw_k.dtype, copy=True), raw_k, rate_k))
+    dq.copy_(norms[0].backward(dq, raw_q, rate_q))
+    dk.copy_(norms[1].backward(dk, raw_k, rate_k))
 
 
 def _heads(spec: LayerSpec, qkv: Tensor) -> tuple[Tensor, Tensor]:

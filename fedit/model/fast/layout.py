@@ -36,7 +36,8 @@ class Layout:
 
     ids, positions: int64 (computed,), the tokens that are computed; a shared prefix is there once a client.
     spans:          (start, end) of each client's computed tokens.
-    groups:         a prefix stands before the rows that follow it.
+    groups:         a prefix stands before the rows that follow it; none where attention takes rows of any lengths.
+    lengths:        of the rows one after the other, where attention takes rows of any lengths; else empty.
     slots:          int64 (slots,), the token in every slot of attention; None: slots are tokens.
     slot_of_token:  int64 (computed,), the way back; None: slots are tokens.
     padding:        int64, slots that no token owns.
@@ -51,6 +52,7 @@ class Layout:
     positions: Tensor
     spans: tuple[tuple[int, int], ...]
     groups: tuple[AttentionGroup, ...]
+    lengths: tuple[int, ...]
     slots: Tensor | None
     slot_of_token: Tensor | None
     padding: Tensor
@@ -130,8 +132,13 @@ class _Builder:
         return start
 
 
-def lay_out(clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = True) -> Layout:
-    """Return one pass over the rows of every client; a prefix is shared by the rows of one client only."""
+def lay_out(
+    clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = True, any_length: bool = False
+) -> Layout:
+    """Return one pass over the rows of every client; a prefix is shared by the rows of one client only.
+
+    any_length: for attention that takes rows of any lengths; nothing is shared then.
+    """
     builder = _Builder()
     spans, target_spans = [], []
     at, targets, owners = [], [], []
@@ -139,7 +146,7 @@ def lay_out(clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = Tru
     offset = num_targets = 0
     for rows in clients:
         first_token, first_target = builder.size, num_targets
-        shared = shared_prefix(rows) if share_prefixes else 0
+        shared = shared_prefix(rows) if share_prefixes and not any_length else 0
         prefix = None
         if shared:
             token = builder.tokens(rows[0].ids[:shared], 0)
@@ -160,7 +167,10 @@ def lay_out(clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = Tru
         offset += len(rows)
         spans.append((first_token, builder.size))
         target_spans.append((first_target, num_targets))
-    _add_groups(builder, loose, None)
+    if any_length:
+        builder.slots = [np.arange(builder.size)]
+    else:
+        _add_groups(builder, loose, None)
     slots = np.concatenate(builder.slots)
     padding = np.flatnonzero(slots < 0)
     back = np.empty(builder.size, dtype=np.int64)
@@ -172,6 +182,7 @@ def lay_out(clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = Tru
         positions=_tensor(builder.positions),
         spans=tuple(spans),
         groups=tuple(builder.groups),
+        lengths=tuple(len(row.ids) for rows in clients for row in rows) if any_length else (),
         slots=None if direct else torch.from_numpy(slots),
         slot_of_token=None if direct else torch.from_numpy(back),
         padding=torch.from_numpy(padding),

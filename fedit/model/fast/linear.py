@@ -129,7 +129,7 @@ class Saved:
 
 
 class Spans:
-    """Where each client's rows lie among those of a pass, and the same rows as one batch (clients, longest, ...)."""
+    """Where each client's rows lie in a pass, and the same rows as one batch (clients, longest, width)."""
 
     def __init__(self, bounds: Sequence[tuple[int, int]], device: torch.device) -> None:
         self.bounds = tuple(bounds)
@@ -161,7 +161,7 @@ class Spans:
         return flat if self._even else flat.index_select(0, self._place_of_row)
 
     def add_product(self, y: Tensor, one: Tensor, other: Tensor) -> None:
-        """Add one (clients, longest, n) times other (clients, n, width), a product a client, to y (rows, width)."""
+        """Add (clients, longest, n) times (clients, n, width), a product a client, to y (rows, width)."""
         if self._even:
             y.unflatten(0, (self.clients, self.longest)).baddbmm_(one, other)
         else:

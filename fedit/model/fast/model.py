@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedit.data.tokens import TokenRow
 from fedit.model.fast import linear
 from fedit.model.fast.architecture import Architecture
 from fedit.model.fast.attention import Masks, Rotation
@@ -19,8 +20,9 @@ from fedit.model.fast.layer import (
     feed,
     feed_backward,
 )
-from fedit.model.fast.layout import Layout
+from fedit.model.fast.layout import Layout, lay_out, shared_prefix
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
+from fedit.model.fast.varlen import Bounds, Kernel
 
 
 @dataclass(slots=True)
@@ -32,11 +34,25 @@ class _SavedLayer:
 class FastModel:
     """Runs layouts over the frozen base with the adapters of one client or of several stacked ones."""
 
-    def __init__(self, architecture: Architecture, *, recompute: bool = False) -> None:
+    def __init__(
+        self, architecture: Architecture, *, recompute: bool = False, kernel: Kernel | None = None
+    ) -> None:
+        """Run ``architecture``; kernel: attention over rows of any lengths, None: it runs in blocks."""
         self.architecture = architecture
+        self.kernel = kernel
+        self.device = architecture.head.weight.device
         self.dtype = architecture.head.weight.dtype
         self.precise = torch.promote_types(self.dtype, torch.float32)
         self.recompute = recompute
+
+    def lay_out(self, clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = True) -> Layout:
+        """Return one pass over the rows of every client, on the model's device."""
+        any_length = self.kernel is not None
+        return lay_out(clients, share_prefixes=share_prefixes, any_length=any_length).to(self.device)
+
+    def shared_prefix(self, rows: Sequence[TokenRow]) -> int:
+        """Return how many leading tokens of ``rows`` a pass computes once for all of them."""
+        return shared_prefix(rows) if self.kernel is None else 0
 
     def log_probabilities(
         self,
@@ -115,7 +131,16 @@ class _Pass:
         slots = layout.positions if layout.slots is None else layout.positions[layout.slots]
         rotations = {name: self._rotation(name, slots) for name in model.architecture.rotations()}
         masks = Masks(model.dtype, layout.ids.device)
-        self.context = Context(layout, Spans(layout.spans, slots.device), rotations, masks, model.dtype, dropout)
+        self.context = Context(
+            layout,
+            Spans(layout.spans, slots.device),
+            rotations,
+            masks,
+            model.dtype,
+            dropout,
+            model.kernel,
+            Bounds.of(layout.lengths, slots.device) if layout.lengths else None,
+        )
         self.target_spans = Spans(layout.target_spans, slots.device)
         self.saved: list[_SavedLayer] = []
 
@@ -126,17 +151,15 @@ class _Pass:
             x, saved = self.layer(index, x, None)
             if self.keep:
                 self.saved.append(_forget(saved) if self.model.recompute else saved)
-        normed, rate = self.model.architecture.norm.forward(x)
+        normed, rate = self.model.architecture.norm.forward(x, self.model.dtype)
         self.last = (x, rate) if self.keep else None
-        return self.model.architecture.head.score(
-            normed.to(self.model.dtype), self.layout.targets, gradient=gradient
-        )
+        return self.model.architecture.head.score(normed, self.layout.targets, gradient=gradient)
 
     def backward(self, d_normed: Tensor) -> Gradients:
         """Return each client's gradients by name, for that of the head's input (targets, width)."""
         assert self.last is not None
         gradients: Gradients = [{} for _ in range(self.num_clients)]
-        dx = self.model.architecture.norm.backward(d_normed.to(self.model.precise), *self.last)
+        dx = self.model.architecture.norm.backward(d_normed, *self.last)
         lowest = self._lowest()
         for index in reversed(range(len(self.layers))):
             saved = self.saved.pop()

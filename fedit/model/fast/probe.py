@@ -1,7 +1,7 @@
-"""Checks a fast path against the model's own code: every part from the very input that the model's own part saw.
+"""Checks a fast path against the model's own code: each part from the very input that the model's part saw.
 
-Rounding grows from layer to layer, in bfloat16 until the last numbers tell little. Within one layer a mistake is far
-larger than rounding.
+Rounding grows from layer to layer, in bfloat16 until the last numbers tell little. Within one layer a mistake is
+far larger than rounding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedit.data.tokens import TokenRow
-from fedit.model.fast.layout import lay_out
 from fedit.model.fast.model import FastModel
 
 EXACT, COARSE = 1e-4, 5e-2
@@ -37,7 +36,7 @@ def first_difference(
     scale: float,
 ) -> str | None:
     """Return the first part whose numbers differ from the model's own on ``rows``; None where all agree."""
-    layout = lay_out([rows], share_prefixes=False).to(fast.architecture.head.weight.device)
+    layout = fast.lay_out([rows], share_prefixes=False)
     with torch.no_grad():
         trace = _trace(model, rows)
         inputs = [torch.cat(parts).to(fast.precise) for parts in trace.inputs]
@@ -50,8 +49,8 @@ def first_difference(
             at = layout.at if index == len(inputs) - 1 else slice(None)
             if not _agree(own, expected[at], expected[at] - before[at], fast.dtype):
                 return f"layer {index}"
-        normed, _ = fast.architecture.norm.forward(outputs[-1][layout.at])
-        scores = fast.architecture.head.score(normed.to(fast.dtype), layout.targets, gradient=False)
+        normed, _ = fast.architecture.norm.forward(outputs[-1][layout.at], fast.dtype)
+        scores = fast.architecture.head.score(normed, layout.targets, gradient=False)
         logits = torch.cat(trace.logits)[layout.at].to(fast.precise)
         expected = logits.log_softmax(-1).gather(1, layout.targets.unsqueeze(1))
         if not _agree(scores.log_probability.unsqueeze(1), expected, expected, fast.dtype):

@@ -1,0 +1,109 @@
+"""Attention of a GPU: one call over rows of any lengths, by a library's kernel that knows where they begin.
+
+The kernel is differentiated by PyTorch; everything around it is fedit's own pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedit.model.fast import fused
+from fedit.model.fast.attention import Heads, Rotation
+
+Kernel = Callable[[Tensor, Tensor, Tensor, "Bounds", Heads], Tensor]
+"""(q (tokens, queries, dim), k and v (tokens, keys, dim), where rows lie, heads) -> like q; differentiable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where rows lie, one after the other: int32 (rows + 1,) on the device, and the longest row's length."""
+
+    offsets: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Bounds":
+        """Return the bounds of rows of the given lengths."""
+        offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(device, torch.int32)
+        return cls(offsets, max(lengths))
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRows:
+    """Inputs of the kernel and its output, between which PyTorch keeps what it needs."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    output: Tensor
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, heads: Heads) -> Tensor:
+    """Return causal attention by PyTorch's FlashAttention (Dao, 2023, arXiv:2307.08691)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    back = -1 if heads.window is None else heads.window - 1
+    output = varlen_attn(
+        q,
+        k,
+        v,
+        bounds.offsets,
+        bounds.offsets,
+        bounds.longest,
+        bounds.longest,
+        scale=heads.scale,
+        window_size=(back, 0),
+        enable_gqa=heads.queries != heads.keys,
+    )
+    assert isinstance(output, Tensor)  # a pair only where more was asked for
+    return output
+
+
+def choose(heads: Sequence[Heads], dtype: torch.dtype, device: torch.device) -> Kernel | None:
+    """Return the kernel for layers of these heads; None where none serves and attention runs in blocks.
+
+    It is tried once on a few tokens, forward and backward: whether it runs depends on the GPU, its driver and the
+    build of PyTorch.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if any(own.softcap is not None or own.dim > 256 or own.dim % 8 for own in heads):
+        return None
+    try:
+        for own in set(heads):
+            q = torch.ones(5, own.queries, own.dim, dtype=dtype, device=device, requires_grad=True)
+            k = torch.ones(5, own.keys, own.dim, dtype=dtype, device=device)
+            flash(q, k, k, Bounds.of([2, 3], device), own).sum().backward()
+        torch.cuda.synchronize(device)
+    except (RuntimeError, ImportError, TypeError, NotImplementedError):
+        return None
+    return flash
+
+
+def forward(
+    kernel: Kernel, qkv: Tensor, bounds: Bounds, heads: Heads, rotation: Rotation | None
+) -> tuple[Tensor, SavedRows]:
+    """Return attention's output (tokens, queries * dim) for qkv (tokens, width), and what backward needs."""
+    q, k, v = (part.detach() for part in _split(qkv, heads))
+    if rotation is not None:
+        q, k = (fused.turn(part, rotation.cos, rotation.sin) for part in (q, k))
+    with torch.enable_grad():
+        q, k, v = q.requires_grad_(), k.requires_grad_(), v.clone().requires_grad_()
+        output = kernel(q, k, v, bounds, heads)
+    return output.detach().flatten(1), SavedRows(q, k, v, output)
+
+
+def backward(d_output: Tensor, saved: SavedRows, heads: Heads, rotation: Rotation | None) -> Tensor:
+    """Return the gradient of qkv (tokens, width) for that of the output (tokens, queries * dim)."""
+    upstream = d_output.view(saved.output.shape)
+    dq, dk, dv = torch.autograd.grad(saved.output, (saved.q, saved.k, saved.v), upstream)
+    if rotation is not None:
+        dq, dk = (fused.turn(part, rotation.cos, -rotation.sin) for part in (dq, dk))
+    return torch.cat([part.flatten(1) for part in (dq, dk, dv)], dim=1)
+
+
+def _split(qkv: Tensor, heads: Heads) -> list[Tensor]:
+    """Return q, k and v as views (tokens, heads, dim)."""
+    return list(qkv.unflatten(1, (-1, heads.dim)).split([heads.queries, heads.keys, heads.keys], dim=1))
