@@ -66,7 +66,7 @@ class Gate:
             gate, up = gate_up.chunk(2, dim=1)
             found = torch.empty_like(gate_up)
             d_gate, d_up = found.chunk(2, dim=1)
-            d_up.copy_(d_gated * opened)
+            d_up.copy_(d_gated).mul_(opened)
             d_gate.copy_(slope(d_gated.mul_(up), gate))
             return found
 
