@@ -15,13 +15,13 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-peers hooks clean help
+.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
-	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour"
+	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU"
 
 setup: $(STAMP)
 
@@ -80,6 +80,10 @@ bench: setup bench-peers
 
 bench-quick: setup bench-peers
 	@$(BIN)/python -m benchmarks --quick
+
+# On a machine with a CUDA device; everything it needs is in fedit's own environment.
+bench-cuda: setup
+	@$(BIN)/python -m benchmarks.cuda
 
 hooks: setup
 	$(BIN)/prek install

@@ -6,8 +6,6 @@ also appends it to benchmarks/history.jsonl and draws benchmarks/throughput.png.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from benchmarks import measure, report, rows
 from benchmarks.flops import Shapes, flops_needed
 from benchmarks.grid import PEERS, default, full, ours, ours_full, tuned
+from benchmarks.history import append, machine
 from benchmarks.ours import RANK, TARGETS
 from benchmarks.runner import PEERS_PYTHON, run
 from fedit.model.sources import resolve_model
@@ -90,19 +89,6 @@ def versions(results: dict[str, list[dict]]) -> dict[str, str]:
         for result in values:
             found.update(result["versions"])
     return found
-
-
-def machine() -> dict[str, object]:
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        lines = info.read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return {"cpu": name, "cores": os.cpu_count(), "threads": 1, "system": platform.system()}
-
-
-def append(record: dict) -> None:
-    with open(HERE / "history.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": round(time.time()), **record}, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -143,3 +143,16 @@ def test_a_population_of_more_clients_than_a_round_takes() -> None:
 def test_a_missing_result_is_said_with_the_last_words(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"limits ended with 1: .*No such file"):
         run("limits", {"model": str(tmp_path / "nowhere"), "threads": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_of_a_gpu_runs_on_a_tiny_model_without_one() -> None:
+    """What it measures there says nothing; that every part of it runs, does."""
+    from benchmarks import cuda
+
+    pytest.importorskip("bitsandbytes")
+    result = cuda.run("tiny", torch.device("cpu"), torch.float32, 2000, [16, 4])
+    assert all(result["found"].values())
+    for bits in ("16_bits", "4_bits"):
+        assert set(result[bits]) == {"product_fraction", "vs_padded", "vs_packed", "stacked_gain"}
