@@ -275,7 +275,7 @@ def run(shape: str, device: torch.device, dtype: torch.dtype, tokens: int, all_b
 
 
 def ratios(found: dict[str, dict[str, float] | None], peak: float, shape: str, all_bits: list[int]) -> dict:
-    """Return fedit's rate over the best padded and the packed Trainer's and the peak's, and what stacking gains."""
+    """Return fedit's rate over the best padded and packed Trainer's and the peak's, and what stacking gains."""
     sizes = SHAPES[shape]
     layer = 4 * sizes["hidden_size"] ** 2 + 3 * sizes["hidden_size"] * sizes["intermediate_size"]
     weights = sizes["num_hidden_layers"] * layer + sizes["hidden_size"] * VOCABULARY[shape]

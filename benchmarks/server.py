@@ -12,6 +12,7 @@ import torch
 from benchmarks.limits import copy_bandwidth
 from fedit import checkpoint
 from fedit.strategies import build_strategy
+from fedit.tensors import flatten
 from fedit.types import ClientUpdate, ServerState, Tensors
 from fedit.updates import Updates
 
@@ -34,8 +35,8 @@ def adapter(seed: int) -> Tensors:
 def aggregate() -> float:
     """Return the CPU seconds in which a cohort is checked and averaged; its updates are there already."""
     strategy = build_strategy("fedit", {})
-    server = ServerState(0, adapter(0))
-    delta = adapter(1)
+    server = ServerState(0, flatten(adapter(0)))
+    delta = flatten(adapter(1))  # as trained adapters are
 
     def updates() -> Iterator[ClientUpdate]:
         for index in range(COHORT):
