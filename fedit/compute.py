@@ -94,6 +94,7 @@ class Here:
             seed=job.config.seed,
             weighting=job.config.weighting,
             store=ClientStore(folder / "clients"),
+            crew=job.crew,
         )
 
     def losses(self, adapter: Tensors, part: Part, share: tuple[int, int] = WHOLE) -> RowLosses:

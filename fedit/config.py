@@ -186,6 +186,8 @@ class RunConfig(BaseModel):
     num_workers: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """Processes that train and evaluate. Default: one a core or GPU; 1: all in this one. Results do not change."""
 
+    devices_per_client: PositiveInt = Field(1, json_schema_extra=_in("run"))
+    """GPUs (on a CPU: processes) that compute each client's gradient together, each with the whole base."""
     stack_clients: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """Clients that train in one pass over the base. Default: several where their steps are small; 1: never."""
 
@@ -217,6 +219,10 @@ class RunConfig(BaseModel):
             (
                 self.partition_by is not None and self.partitioner != "natural",
                 "partition_by is read by partitioner=natural only",
+            ),
+            (
+                self.devices_per_client > 1 and (self.stack_clients or 1) > 1,
+                "set only one of devices_per_client and stack_clients above 1",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

@@ -1,7 +1,7 @@
 """A run, from settings to a folder that tells all: prepare, federate, compare, report."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,8 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
         write_json(folder / "environment.json", environment())
         job.partition.save(folder / "partition.json")
         write_json(folder / "run.json", identity_of(job))
-        return _go(job, _compute(job, pool, folder), folder, listener)
+        with closing(job):
+            return _go(job, _compute(job, pool, folder), folder, listener)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -95,7 +96,8 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
             remove_leftovers(place)
         job = prepare(config, _teller(listener), num_threads)
         _check_same(job, folder, identity)
-        return _go(job, _compute(job, pool, folder), folder, listener)
+        with closing(job):
+            return _go(job, _compute(job, pool, folder), folder, listener)
 
 
 def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:

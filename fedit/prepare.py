@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from fedit import seeds, stacked
 from fedit.cohort import cohort_size
 from fedit.config import RunConfig
+from fedit.crew import Crew, follower_environments
 from fedit.data.check import refuse_if_nothing_learnt
 from fedit.data.examples import Corpus, Example, row_id
 from fedit.data.manifest import Partition, build
@@ -55,6 +56,21 @@ class Job:
         return _adapt(self.config, self.source, self.tokenizer)
 
     @cached_property
+    def crew(self) -> Crew | None:
+        """The processes that compute a client's gradient with this one; None where each client has one device."""
+        size = self.config.devices_per_client
+        if size == 1:
+            return None
+        places = follower_environments(choose_device(self.config.device), size, self.num_threads)
+        hello = {"config": self.config.model_dump(mode="json"), "num_threads": self.num_threads}
+        return Crew(self.model, size, hello, places)
+
+    def close(self) -> None:
+        """End the processes that the job has started."""
+        if (crew := self.__dict__.pop("crew", None)) is not None:
+            crew.close()
+
+    @cached_property
     def clients(self) -> dict[str, tuple[Example, ...]]:
         """Training rows of every client, by id, ids sorted."""
         found = self.partition.client_examples(self.corpus)
@@ -95,6 +111,8 @@ class Job:
         """
         if self.config.stack_clients is not None:
             return self.config.stack_clients
+        if self.config.devices_per_client > 1:
+            return 1
         lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
         return stacked.width(self.config.batch_size * sum(lengths) / max(len(lengths), 1))
 
@@ -196,6 +214,12 @@ def prepare(
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job
+
+
+def load_model(config: RunConfig) -> AdaptedModel:
+    """Return the adapted model of a job, without its data."""
+    source = resolve_model(config.model)
+    return _adapt(config, source, load_tokenizer(source))
 
 
 def default_threads(config: RunConfig) -> int:

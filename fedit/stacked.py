@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fedit import seeds
 from fedit.data.tokens import TokenRow
+from fedit.gradients import num_supervised
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
-from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed, num_supervised
+from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed
 from fedit.types import Tensors
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fedit import seeds
+from fedit.crew import Crew
 from fedit.data.tokens import TokenRow
 from fedit.errors import FeditError
+from fedit.gradients import accumulate, num_supervised
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
-from fedit.objectives import negative_log_likelihood
 from fedit.optimizer import LocalOptimizer
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
@@ -154,16 +154,12 @@ class Optimisation:
         return self._optimizer.state() if self.job.training.keep_optimizer else {}
 
 
-def num_supervised(rows: Sequence[TokenRow]) -> int:
-    """Return how many tokens of ``rows`` are targets."""
-    return sum(int(row.supervised[1:].sum()) for row in rows)
-
-
 class Trainer:
-    """Trains the adapter that is loaded in a model."""
+    """Trains the adapter that is loaded in a model, alone or as the leader of a crew."""
 
-    def __init__(self, model: AdaptedModel) -> None:
+    def __init__(self, model: AdaptedModel, crew: Crew | None = None) -> None:
         self.model = model
+        self._crew = crew
         self._most_rows: int | None = None
 
     def train(
@@ -195,8 +191,11 @@ class Trainer:
         while True:
             given = own.job.training.micro_batch_size
             most = min(x for x in (given, self._most_rows, len(rows)) if x is not None)
+            own.forget_gradients()
             try:
-                return self._accumulate(own, rows, most)
+                if self._crew is not None:
+                    return float(self._crew.gradients(rows, most, own.noise_seed))
+                return float(accumulate(self.model, rows, most, own.noise_seed))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -211,30 +210,6 @@ class Trainer:
                 most,
                 self._most_rows,
             )
-
-    def _accumulate(self, own: Optimisation, rows: Sequence[TokenRow], most_rows: int) -> float:
-        own.forget_gradients()
-        supervised, total = num_supervised(rows), 0.0
-        for index, members in enumerate(self.model.passes(rows, most_rows)):
-            batch = self.model.collate([rows[i] for i in members])
-            if len(batch.targets) == 0:
-                continue
-            with _dropout_seed(self.model, seeds.derive(own.noise_seed, index)):
-                nll = negative_log_likelihood(self.model, batch)
-                (nll / supervised).backward()
-            total += float(nll.detach())
-        return total
-
-
-@contextmanager
-def _dropout_seed(model: AdaptedModel, seed: int) -> Iterator[None]:
-    """Seed PyTorch's generators for dropout inside the block and restore them after it."""
-    if model.dropout == 0:
-        yield
-        return
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _clip(grads: Sequence[Tensor], norm: float, step: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedit import seeds, tensors
+from fedit.crew import Crew
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
 from fedit.stacked import StackedTrainer, Trained
@@ -33,8 +34,9 @@ class Worker:
         seed: int,
         weighting: str = "examples",
         store: ClientStore | None = None,
+        crew: Crew | None = None,
     ) -> None:
-        self._trainer = Trainer(model)
+        self._trainer = Trainer(model, crew)
         self._model = model
         self._data = data
         self._strategy = strategy

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import gradients, load, read, train
 from tiny import make_rows, random_adapter
 
-from fedit import training as module
+from fedit import gradients as gradients_module
 from fedit.model import adapted as adapted_module
 from fedit.objectives import negative_log_likelihood
 from fedit.training import LocalJob, Trainer, TrainingFailed, batches
@@ -307,7 +307,7 @@ def short_of_memory(monkeypatch, most_rows, make=lambda: torch.OutOfMemoryError(
             raise make()
         return negative_log_likelihood(model, batch)
 
-    monkeypatch.setattr(module, "negative_log_likelihood", limited)
+    monkeypatch.setattr(gradients_module, "negative_log_likelihood", limited)
     return tried
 
 
@@ -352,7 +352,7 @@ def test_memory_that_gives_out_in_the_middle_of_a_step_leaves_no_half_gradient(m
             raise torch.OutOfMemoryError("CUDA out of memory")
         return negative_log_likelihood(model, batch)
 
-    monkeypatch.setattr(module, "negative_log_likelihood", second_fails)
+    monkeypatch.setattr(gradients_module, "negative_log_likelihood", second_fails)
     after, _, _ = fit(model, start, how(learning_rate=0.5, micro_batch_size=4))
     assert_close(after, undisturbed, 1e-12)
 
@@ -369,7 +369,7 @@ def test_other_errors_are_not_taken_for_memory(model, start, monkeypatch):
     def broken(model, batch):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(module, "negative_log_likelihood", broken)
+    monkeypatch.setattr(gradients_module, "negative_log_likelihood", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
         fit(model, start, how())
 

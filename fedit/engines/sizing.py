@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedit.config import RunConfig
-from fedit.model.hardware import choose_device
+from fedit.model.hardware import choose_device, visible_gpus
 from fedit.process import allocator_settings
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ def num_workers(config: RunConfig, num_threads: int | None) -> int:
     if device.type == "cuda":
         import torch
 
-        most = torch.cuda.device_count() if device.index is None else 1
+        most = torch.cuda.device_count() // config.devices_per_client if device.index is None else 1
     elif device.type == "cpu":
-        most = max(cores() // (num_threads or 1), 1)
+        most = cores() // ((num_threads or 1) * config.devices_per_client)
     else:
         most = 1
     return max(min(most, _useful(config)), 1)
@@ -58,7 +58,7 @@ def fitting(workers: int, config: RunConfig, base: Path) -> int:
 def environments(
     config: RunConfig, workers: int, num_threads: int, environ: Mapping[str, str] | None = None
 ) -> list[dict[str, str]]:
-    """Return each worker's environment: its threads, its allocator and, with several GPUs, the one it sees."""
+    """Return each worker's environment: its threads, its allocator and, with several GPUs, those it sees."""
     environ = os.environ if environ is None else environ
     common = {**environ, **allocator_settings(environ), "OMP_NUM_THREADS": str(num_threads)}
     device = choose_device(config.device)
@@ -67,22 +67,19 @@ def environments(
     import torch
 
     gpus = visible_gpus(environ, torch.cuda.device_count())
-    return [{**common, "CUDA_VISIBLE_DEVICES": gpu} for gpu in assign(workers, gpus)]
+    return [{**common, "CUDA_VISIBLE_DEVICES": own} for own in assign(workers, gpus, config.devices_per_client)]
 
 
-def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
-    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES knows them."""
-    named = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] or [str(index) for index in range(count)]
-
-
-def assign(workers: int, gpus: list[str]) -> list[str]:
-    """Return the GPU of each worker, in turns.
+def assign(workers: int, gpus: list[str], each: int = 1) -> list[str]:
+    """Return the GPUs of each worker, in turns; each: how many a worker has.
 
     >>> assign(3, ["0", "1"])
     ['0', '1', '0']
+    >>> assign(2, ["0", "1", "2", "3"], 2)
+    ['0,1', '2,3']
     """
-    return [gpus[number % len(gpus)] for number in range(workers)]
+    groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)] or [gpus]
+    return [",".join(groups[number % len(groups)]) for number in range(workers)]
 
 
 def cores() -> int:

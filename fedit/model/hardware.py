@@ -1,5 +1,7 @@
 """What this machine can do: device, precision, memory that was not enough."""
 
+from collections.abc import Mapping
+
 import torch
 
 from fedit.errors import ConfigError
@@ -41,6 +43,12 @@ def multiplies_bf16(device: torch.device) -> bool:
             return False
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
+    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES knows them."""
+    named = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] or [str(index) for index in range(count)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

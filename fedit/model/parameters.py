@@ -12,6 +12,7 @@ from fedit.types import Tensors
 class Parameters(Mapping[str, nn.Parameter]):
     """Canonical name -> parameter; all are views of one buffer, so that a pass over it is a pass over all.
 
+    trained: names of the factors that get gradients.
     values: the parameters' values, float32 (float64 over a float64 base), in ascending order of the names.
     """
 
@@ -21,6 +22,14 @@ class Parameters(Mapping[str, nn.Parameter]):
         for name, parameter in self._named.items():
             parameter.data = values[name]
         self._gradients: tensors.Flat | None = None
+        self.trained: frozenset[str] = frozenset()
+
+    @property
+    def gradients(self) -> Tensor:
+        """The buffer of all gradients, while something is trained; those of other factors are zero."""
+        if self._gradients is None:
+            raise ValueError("nothing is trained")
+        return self._gradients.buffer
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self._named[name]
@@ -49,7 +58,7 @@ class Parameters(Mapping[str, nn.Parameter]):
         if self._gradients is None:
             self._gradients = tensors.empty_like(self.values_flat)
         self._gradients.buffer.zero_()
-        chosen = set(names)
+        chosen = self.trained = frozenset(names)
         for name, parameter in self._named.items():
             parameter.requires_grad_(name in chosen)
             parameter.grad = self._gradients[name] if name in chosen else None
