@@ -96,6 +96,8 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
             remove_leftovers(place)
         job = prepare(config, _teller(listener), num_threads)
         _check_same(job, folder, identity)
+        if isinstance(width := identity.get("stack_width"), int):
+            job.stack_width = width
         with closing(job):
             return _go(job, _compute(job, pool, folder), folder, listener)
 

@@ -1,5 +1,6 @@
 """From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from fedit.errors import ConfigError, DataError
 from fedit.files import cache_dir
 from fedit.model.adapted import AdaptedModel
 from fedit.model.batch import collate
-from fedit.model.hardware import choose_device
+from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.strategies import build_strategy
@@ -107,14 +108,19 @@ class Job:
     def stack_width(self) -> int:
         """Clients that train in one pass over the base: the setting, or by the size of a client's step.
 
-        It follows from settings and rows alone, so that every process and every resumed run finds the same.
+        A round's stacks are not fewer than the machine's cores or GPUs. It follows from settings, rows and
+        machine, never from how many workers there are, and a resumed run keeps what it began with: products over
+        other rows round differently.
         """
         if self.config.stack_clients is not None:
             return self.config.stack_clients
         if self.config.devices_per_client > 1:
             return 1
+        device = choose_device(self.config.device)
         lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
-        return stacked.width(self.config.batch_size * sum(lengths) / max(len(lengths), 1))
+        tokens = self.config.batch_size * sum(lengths) / max(len(lengths), 1)
+        share = math.ceil(self.cohort_size / places(device, self.num_threads))
+        return min(stacked.width(tokens, device.type), share)
 
     @cached_property
     def _positions(self) -> dict[str, int]:

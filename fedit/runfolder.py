@@ -101,6 +101,7 @@ def identity_of(job: Job) -> dict[str, object]:
         "template": job.template.fingerprint,
         "strategy": _own_code(job.config.strategy),
         "num_threads": job.num_threads,
+        "stack_width": job.stack_width,
     }
 
 

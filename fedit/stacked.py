@@ -17,7 +17,7 @@ from torch import Tensor
 from fedit import seeds
 from fedit.data.tokens import TokenRow
 from fedit.gradients import num_supervised
-from fedit.model.adapted import AdaptedModel
+from fedit.model.adapted import FAST_TOKENS, AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
 from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed
@@ -25,18 +25,19 @@ from fedit.types import Tensors
 
 log = logging.getLogger(__name__)
 
-MOST_CLIENTS = 16
-
-FULL = 512
-"""Tokens of a pass from which more of them hardly make it faster per token, on the CPUs that were measured."""
+MOST_CLIENTS = {"cpu": 16, "cuda": 64, "mps": 16}
+"""Device -> most clients of a stack."""
 
 Trained = tuple[Progress, Tensors, Tensors]
 """What was done, the optimizer's state (empty unless it is kept), the trained adapter."""
 
 
-def width(tokens_per_step: float) -> int:
-    """Return how many clients to stack whose steps have so many tokens; 1 where stacking would not be faster."""
-    return max(1, min(MOST_CLIENTS, int(FULL / max(tokens_per_step, 1))))
+def width(tokens_per_step: float, device: str = "cpu") -> int:
+    """Return how many clients to stack whose steps have so many tokens: as many as fill a pass, 1 if one does.
+
+    device: type of the device. Measured on a CPU: more clients than fill a pass gain nothing.
+    """
+    return max(1, min(MOST_CLIENTS[device], int(FAST_TOKENS[device] / max(tokens_per_step, 1))))
 
 
 def stacks(count: int, width: int) -> list[range]:

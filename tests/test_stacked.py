@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tiny import make_rows, random_adapter
 
 from fedit import stacked as module
+from fedit.model.adapted import FAST_TOKENS
 from fedit.model.fast.layout import lay_out
+from fedit.prepare import prepare
 from fedit.stacked import StackedTrainer, stacks, width
 from fedit.training import LocalJob, Trainer, TrainingFailed
 from fedit.types import LocalTraining
@@ -173,7 +175,18 @@ def test_stacks_cover_all_clients_once_and_are_even(count, most):
 
 
 def test_clients_are_stacked_until_a_pass_is_full():
-    assert width(module.FULL / 4) == 4
-    assert width(1) == width(0) == module.MOST_CLIENTS
-    assert width(module.FULL * 0.6) == 1
+    assert width(FAST_TOKENS["cpu"] / 4) == 4
+    assert width(1) == width(0) == module.MOST_CLIENTS["cpu"]
+    assert width(FAST_TOKENS["cpu"] * 0.6) == 1
     assert width(10_000) == 1
+    assert width(256, "cuda") == FAST_TOKENS["cuda"] // 256
+
+
+def test_a_round_has_a_stack_for_every_core(make_config, monkeypatch):
+    """One wide stack would keep one core busy and leave the others idle."""
+    monkeypatch.setattr("fedit.prepare.places", lambda device, threads: 2)
+    widths = {n: prepare(make_config(num_clients=n, num_workers=w)).stack_width for n, w in ((3, 1), (6, 2))}
+    assert widths == {3: 2, 6: 3}
+    assert prepare(make_config(stack_clients=5)).stack_width == 5
+    monkeypatch.setattr("fedit.prepare.places", lambda device, threads: 64)
+    assert prepare(make_config()).stack_width == 1

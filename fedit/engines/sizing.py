@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedit.config import RunConfig
-from fedit.model.hardware import choose_device, visible_gpus
+from fedit.model.hardware import choose_device, cores, visible_gpus
 from fedit.process import allocator_settings
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,6 @@ def assign(workers: int, gpus: list[str], each: int = 1) -> list[str]:
     """
     groups = [gpus[start : start + each] for start in range(0, len(gpus) - each + 1, each)] or [gpus]
     return [",".join(groups[number % len(groups)]) for number in range(workers)]
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _useful(config: RunConfig) -> int:

@@ -1,5 +1,6 @@
 """What this machine can do: device, precision, memory that was not enough."""
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -49,6 +50,18 @@ def visible_gpus(environ: Mapping[str, str], count: int) -> list[str]:
     """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES knows them."""
     named = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:count] or [str(index) for index in range(count)]
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def places(device: torch.device, num_threads: int) -> int:
+    """Return how many processes could work side by side: on cores of their own, or GPUs where none is named."""
+    if device.type == "cpu":
+        return max(cores() // num_threads, 1)
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -57,7 +57,7 @@ def ready(importable, tiny, tmp_path_factory):
     values = {
         "model": str(tiny), "device": "cpu", "dtype": "fp32", "dataset": str(folder / "rows.jsonl"), "lora_r": 4,
         "num_clients": 3, "num_rounds": 2, "local_steps": 2, "batch_size": 4, "held_out": 2, "max_length": 96,
-        "client_optimizer": "keep", "lora_dropout": 0.1,
+        "client_optimizer": "keep", "lora_dropout": 0.1, "stack_clients": 2,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDIT_CACHE", str(folder / "cache"))
