@@ -10,11 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,10 @@ from fedit.model.hardware import is_out_of_memory, release_memory, visible_gpus
 from fedit.process import allocator_settings
 
 Store = Any
-"""`torch.distributed.TCPStore`, which PyTorch does not list among what it exports."""
+"""`torch.distributed.FileStore`, which PyTorch does not list among what it exports."""
 MODULE = "fedit.follower_process"
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+"""The network interface that leads to this machine alone."""
 READY = "ready"
 """Key under which followers that have loaded the model are counted."""
 LONGEST_WAIT = timedelta(minutes=10)
@@ -62,7 +65,10 @@ class Crew:
             CrewError: a follower cannot start.
         """
         self._model, self._size = model, size
-        store = _store(0, size, leads=True)
+        # A file, not a server: nothing listens but the libraries' own sockets on the loopback interface.
+        self._folder = tempfile.TemporaryDirectory(prefix="fedit-crew-")
+        path = str(Path(self._folder.name) / "store")
+        store = _store(path, size)
         self._followers: list[subprocess.Popen[str]] = []
         for rank, environment in enumerate(environments, 1):
             follower = subprocess.Popen(
@@ -70,7 +76,7 @@ class Crew:
             )
             assert follower.stdin is not None
             with suppress(OSError):  # if it is dead already, joining it will tell
-                follower.stdin.write(json.dumps({**hello, "rank": rank, "size": size, "port": store.port}) + "\n")
+                follower.stdin.write(json.dumps({**hello, "rank": rank, "size": size, "store": path}) + "\n")
                 follower.stdin.flush()
             self._followers.append(follower)
         try:
@@ -108,6 +114,7 @@ class Crew:
             follower.kill()
             follower.wait()
         self._followers = []
+        self._folder.cleanup()
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -154,9 +161,9 @@ def follower_environments(
     return [{**common, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[1:size]]
 
 
-def follow(model: AdaptedModel, rank: int, size: int, port: int) -> None:
-    """Compute shares of gradients for the leader until the process is ended."""
-    store = _store(port, size, leads=False)
+def follow(model: AdaptedModel, rank: int, size: int, path: str) -> None:
+    """Compute shares of gradients for the leader until the process is ended; path: where it is to be found."""
+    store = _store(path, size)
     store.add(READY, 1)
     _join(store, rank, size, model.device)
     parameters = model.parameters
@@ -191,16 +198,15 @@ def _work(
     return told[0]
 
 
-def _store(port: int, size: int, *, leads: bool) -> Store:
-    """Return where the processes find each other; port: 0 for any."""
-    return dist.TCPStore(  # type: ignore[attr-defined]  # it is there, but PyTorch does not list it
-        LOOPBACK, port, size, is_master=leads, wait_for_workers=False, timeout=LONGEST_WAIT
-    )
+def _store(path: str, size: int) -> Store:
+    """Return where the processes find each other."""
+    return dist.FileStore(path, size)  # type: ignore[attr-defined]  # it is there, but PyTorch does not list it
 
 
 def _join(store: Store, rank: int, size: int, device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, LOOPBACK)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     dist.barrier()
 

@@ -21,7 +21,7 @@ def main() -> None:
     from fedit.prepare import load_model
 
     torch.set_num_threads(hello["num_threads"])
-    follow(load_model(RunConfig.model_validate(hello["config"])), hello["rank"], hello["size"], hello["port"])
+    follow(load_model(RunConfig.model_validate(hello["config"])), hello["rank"], hello["size"], hello["store"])
 
 
 def _end_with_the_leader() -> None:

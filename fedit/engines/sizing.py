@@ -45,6 +45,7 @@ def fitting(workers: int, config: RunConfig, base: Path) -> int:
     if choose_device(config.device).type != "cpu":
         return workers
     each = _SPREAD * sum(path.stat().st_size for path in base.glob("*.safetensors")) + _LIBRARIES
+    each *= config.devices_per_client
     fit = max(min(workers, int(free / each)), 1)
     if fit < workers:
         log.warning(
