@@ -1,7 +1,8 @@
 """``python -m benchmarks [--quick]``: fedit beside its peers, one process at a time, one thread each.
 
 Progress goes to standard error, the tables to standard output, whose last line is one JSON object. The full run
-also appends it to benchmarks/history.jsonl and draws benchmarks/throughput.png.
+also appends it to benchmarks/history.jsonl and draws benchmarks/throughput.png; interrupted, it goes on where it
+was.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from benchmarks import measure, report, rows
 from benchmarks.flops import Shapes, flops_needed
 from benchmarks.grid import PEERS, default, full, ours, ours_full, tuned
 from benchmarks.history import append, machine
+from benchmarks.kept import FILE, Kept
 from benchmarks.ours import RANK, TARGETS
 from benchmarks.runner import PEERS_PYTHON, run
 from fedit.model.sources import resolve_model
@@ -28,6 +30,10 @@ def main() -> None:
     if not PEERS_PYTHON.exists():
         sys.exit(f"the peers are not installed in {PEERS_PYTHON.parent.parent}; run: make bench-peers")
     started = time.time()
+    if not arguments.quick:
+        run.kept = Kept()
+        if run.kept:
+            measure.say(f"going on with {len(run.kept)} measurements of an interrupted run, in {FILE}")
     model = resolve_model(MODEL).path
     with tempfile.TemporaryDirectory() as folder:
         pool, origin = rows.pool(model)
@@ -60,6 +66,7 @@ def main() -> None:
         report.draw(results, limit, HERE / "throughput.png")
         details = {"results": results, "fixed": sizes, "limits": limits, "server": server, "curves": curves}
         append({**headline, "all_cores": cores, **details, "machine": machine(), "rows": rows.describe(chosen)})
+        run.kept.forget()
     print(f"\n{time.time() - started:.0f} s in all, {json.dumps(machine())}")
     print(f"versions: {json.dumps(versions(results))}\n")
     print(json.dumps(headline))

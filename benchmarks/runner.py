@@ -1,5 +1,6 @@
 """Runs one measured process at a time and watches the memory of its tree."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.kept import Kept
 from fedit.process import allocator_settings
 
 HERE = Path(__file__).parent
@@ -55,7 +57,25 @@ class Memory:
         return total
 
 
-def run(who: str, request: dict, environment: dict[str, str] | None = None) -> dict:
+class Runner:
+    """Runs scripts; ``kept``: what an interrupted run has measured already, None: nothing is kept."""
+
+    def __init__(self, kept: Kept | None = None) -> None:
+        self.kept = kept
+
+    def __call__(self, who: str, request: dict, environment: dict[str, str] | None = None) -> dict:
+        """Return what `measured` does, or what is kept of it."""
+        if self.kept is None:
+            return measured(who, request, environment)
+        rows = hashlib.sha256(Path(request["rows"]).read_bytes()).hexdigest()
+        question = {"who": who, "request": {**request, "rows": rows}, "environment": environment}
+        return self.kept.of(question, lambda: measured(who, request, environment))
+
+
+run = Runner()
+
+
+def measured(who: str, request: dict, environment: dict[str, str] | None = None) -> dict:
     """Run the script of a peer, or one of this package's own modules, and return its result.
 
     ``peak_rss`` (bytes, of the tree) and ``total_s`` (wall, start of the process included) are added.

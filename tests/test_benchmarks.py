@@ -12,7 +12,8 @@ from benchmarks import fixed, report, rows, scaling
 from benchmarks import ours as our_script
 from benchmarks.flops import Shapes, flops_needed
 from benchmarks.grid import PEERS, default, full, ours, tuned
-from benchmarks.runner import Failed, run
+from benchmarks.kept import Kept
+from benchmarks.runner import Failed, Runner, run
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 SMOLLM = {
@@ -143,6 +144,37 @@ def test_a_population_of_more_clients_than_a_round_takes() -> None:
 def test_a_missing_result_is_said_with_the_last_words(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"limits ended with 1: .*No such file"):
         run("limits", {"model": str(tmp_path / "nowhere"), "threads": 1})
+
+
+def test_an_interrupted_run_measures_nothing_twice(tmp_path: Path) -> None:
+    path, measured = tmp_path / "partial.jsonl", []
+
+    def measure() -> dict:
+        measured.append(1)
+        return {"rate": len(measured)}
+
+    first = Kept(path)
+    assert [first.of({"who": "a"}, measure)["rate"] for _ in range(2)] == [1, 2]  # repeats are measured
+    assert first.of({"who": "b"}, measure) == {"rate": 3}
+    again = Kept(path)
+    assert len(again) == 3
+    found = [again.of({"who": who}, measure)["rate"] for who in ("a", "a", "b", "a", "c")]
+    assert found == [1, 2, 3, 4, 5]
+    again.forget()
+    assert len(Kept(path)) == 0
+
+
+def test_what_is_kept_belongs_to_the_rows_and_not_to_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("benchmarks.runner.measured", lambda *asked: calls.append(asked) or {"n": len(calls)})
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path, text in zip(paths, ("same", "same", "other"), strict=True):
+        path.write_text(text)
+    kept = tmp_path / "kept"
+    found = [Runner(Kept(kept))("ours", {"rows": str(path), "threads": 1}) for path in paths]
+    assert found == [{"n": 1}, {"n": 1}, {"n": 2}]
 
 
 @pytest.mark.slow
