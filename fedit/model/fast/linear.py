@@ -99,14 +99,14 @@ class Factors:
     a:      (clients, sum of ranks, in), the layers' A on top of each other.
     b:      per layer (clients, out, rank), the scales folded in.
     ranks:  per layer, the largest of all clients; own_ranks: per client and layer.
-    scales: of each client; trains_a, trains_b: per client and layer.
+    scales: of all clients, or (clients, 1, 1) where they differ; trains_a, trains_b: per client and layer.
     """
 
     a: Tensor
     b: list[Tensor]
     ranks: list[int]
     own_ranks: list[list[int]]
-    scales: list[float]
+    scales: Tensor | float
     trains_a: list[list[bool]]
     trains_b: list[list[bool]]
 
@@ -192,8 +192,10 @@ def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequen
     own_ranks = [[adapter[f"{name}.A"].shape[0] for name in names] for adapter in adapters]
     ranks = [max(own) for own in zip(*own_ranks, strict=True)]
     a, b = [], []
-    first = adapters[0][f"{names[0]}.A"]
-    factor = torch.tensor(scales, dtype=first.dtype).view(-1, 1, 1).to(first.device, non_blocking=True)
+    factor: Tensor | float = scales[0]
+    if len(set(scales)) > 1:
+        first = adapters[0][f"{names[0]}.A"]
+        factor = torch.tensor(scales, dtype=first.dtype).view(-1, 1, 1).to(first.device)
     for name, rank in zip(names, ranks, strict=True):
         a.append(torch.stack([_filled(adapter[f"{name}.A"], 0, rank) for adapter in adapters]))
         own = torch.stack([_filled(adapter[f"{name}.B"], 1, rank) for adapter in adapters])
@@ -203,7 +205,7 @@ def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequen
         b,
         ranks,
         own_ranks,
-        list(scales),
+        factor,
         [[adapter[f"{name}.A"].requires_grad for name in names] for adapter in adapters],
         [[adapter[f"{name}.B"].requires_grad for name in names] for adapter in adapters],
     )
@@ -276,11 +278,10 @@ def backward(
         torch.bmm(own, factors.b[place], out=du_own)
         if any(trains[place] for trains in factors.trains_b):
             # (clients, rank, out) and turned: the other way round the product is slow on a CPU.
-            db = _precise(torch.bmm(u.transpose(1, 2), own)).transpose(1, 2)
-            for client, scale in enumerate(factors.scales):
-                if factors.trains_b[client][place]:
-                    rank = factors.own_ranks[client][place]
-                    gradients[client][f"{name}.B"] = db[client, :, :rank] * scale
+            db = (_precise(torch.bmm(u.transpose(1, 2), own)) * factors.scales).transpose(1, 2)
+            for client, trains in enumerate(factors.trains_b):
+                if trains[place]:
+                    gradients[client][f"{name}.B"] = db[client, :, : factors.own_ranks[client][place]]
     _inputs_backward(group, factors, spans.batch(x), du, saved.masks, rate, spans, gradients, dx)
     return dx
 
