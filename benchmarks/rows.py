@@ -27,7 +27,7 @@ def pool(model: Path) -> tuple[list[Row], str]:
 
 
 def dolly_rows(path: Path, model: Path) -> list[Row]:
-    """Tokenise a seeded sample of Dolly with fedit's template; only answers are supervised."""
+    """Tokenise a seeded sample of Dolly with the peers' own (Alpaca's) template; only answers are supervised."""
     from transformers import AutoTokenizer
 
     from fedit.data.examples import Example, Message
@@ -45,7 +45,7 @@ def dolly_rows(path: Path, model: Path) -> list[Row]:
         if row["response"].strip()
     ]
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    table = tokenize(examples, tokenizer, get_template("alpaca_short", tokenizer), max_length=MAX_LENGTH)
+    table = tokenize(examples, tokenizer, get_template("alpaca", tokenizer), max_length=MAX_LENGTH)
     found = (table.row(i) for i in range(len(table)))
     return [{"ids": r.ids.tolist(), "supervised": r.supervised.astype(int).tolist()} for r in found]
 

@@ -144,12 +144,12 @@ class AdaptedModel:
 
     def passes(self, rows: Sequence[TokenRow], most_rows: int | None) -> list[list[int]]:
         """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass."""
-        lengths = [len(row.ids) for row in rows]
+        most = self.tokens_per_pass
         if self.fast is None:
-            return micro_batches(lengths, most_tokens=self.tokens_per_pass, most_rows=most_rows, packed=self.packs)
-        shared = self.fast.shared_prefix(rows)
-        own = [length - shared for length in lengths]
-        return micro_batches(own, most_tokens=self.tokens_per_pass - shared, most_rows=most_rows, packed=True)
+            lengths = [len(row.ids) for row in rows]
+            return micro_batches(lengths, most_tokens=most, most_rows=most_rows, packed=self.packs)
+        own, shared = self.fast.own_lengths(rows)
+        return micro_batches(own, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
 
     def collate(self, rows: Sequence[TokenRow]) -> Batch | Layout:
         """Return one pass over ``rows``, on the model's device."""

@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
 from fedit.model.fast import architecture
-from fedit.model.fast.layout import lay_out, shared_prefix
+from fedit.model.fast.layout import lay_out, shared_prefixes
 from fedit.model.fast.model import FastModel
 from fedit.model.fast.probe import first_difference
 
@@ -283,16 +283,44 @@ def test_a_layout_predicts_every_target_from_the_token_before_it(clients, prefix
     assert layout.tokens == sum(len(row.ids) for row in flat)
     assert layout.spans[-1][1] == len(layout.ids)
     for own, (start, end) in zip(rows, layout.spans, strict=True):
-        shared = shared_prefix(own)
-        assert end - start == sum(len(row.ids) for row in own) - shared * max(len(own) - 1, 0)
+        saved = sum(length * (len(members) - 1) for length, members in shared_prefixes(own))
+        assert end - start == sum(len(row.ids) for row in own) - saved
 
 
 def test_a_target_is_never_predicted_from_a_shared_token():
     """What follows the last shared token differs from row to row."""
     rows = with_prefix(make_rows([30, 30, 30]), 20)  # supervised from token 15 on
-    assert shared_prefix(rows) == 14
-    assert shared_prefix(rows[:1]) == 0
-    assert shared_prefix(with_prefix(make_rows([30, 30], prompt=1.0), 5)) == 0
+    assert shared_prefixes(rows) == [(14, [0, 1, 2])]
+    assert shared_prefixes(rows[:1]) == []
+    assert shared_prefixes(with_prefix(make_rows([30, 30], prompt=1.0), 5)) == []
+
+
+def variants():
+    """Return rows of two variants of a template, one that was cut, and one of another template."""
+    rows = make_rows([90, 80, 70, 85, 60, 75, 50], prompt=0.8)
+    head, one, two = rows[0].ids[:10], rows[1].ids[:30], rows[2].ids[:38]
+    begin = {0: (head, one), 1: (head, two), 3: (head, one), 4: (head, two), 5: (head, one)}
+    return [
+        TokenRow(np.concatenate([*begin[i], row.ids[sum(map(len, begin[i])) :]]), row.supervised)
+        if i in begin
+        else row
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_variants_of_a_template_share_a_prefix_each():
+    assert shared_prefixes(variants()) == [(40, [0, 3, 5]), (47, [1, 4])]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mistral"])
+def test_rows_of_several_templates_have_the_gradients_of_transformers(adapted, model_folder, kind):
+    model = adapted(kind, targets="all-linear")
+    adapter = random_adapter(model, 1)
+    model.load(adapter)
+    oracle = float64_norms(load(model_folder(kind), adapter, alpha=8))
+    assert len(model.collate(variants()).ids) == sum(len(row.ids) for row in variants()) - 2 * 40 - 47
+    found = gradients(model, variants())[1]
+    assert distance(found, gradients_of_rows(oracle, adapter, variants())[1]) < 1e-9
 
 
 def test_rows_of_similar_length_share_a_group_and_others_do_not():

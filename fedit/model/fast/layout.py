@@ -34,7 +34,7 @@ class AttentionGroup:
 class Layout:
     """One pass over the rows of one client, or of several stacked ones.
 
-    ids, positions: int64 (computed,), the tokens that are computed; a shared prefix is there once a client.
+    ids, positions: int64 (computed,), the tokens that are computed; a shared prefix is there once.
     spans:          (start, end) of each client's computed tokens.
     groups:         a prefix stands before the rows that follow it; none where attention takes rows of any lengths.
     lengths:        of the rows one after the other, where attention takes rows of any lengths; else empty.
@@ -79,20 +79,34 @@ class Layout:
         )
 
 
-def shared_prefix(rows: Sequence[TokenRow]) -> int:
-    """Return how many leading tokens all rows share and none of them is trained to predict or predicts from.
+def shared_prefixes(rows: Sequence[TokenRow]) -> list[tuple[int, list[int]]]:
+    """Return (length, rows) of leading tokens that several rows share, and none is trained on or predicts from.
 
-    0 where sharing would not pay. The token before a row's first target stays with the row: what follows differs.
+    A row is in one set at most; rows of a template's variants make a set each. The token before a row's first
+    target stays with the row: what follows differs.
     """
-    if len(rows) < 2:
-        return 0
-    most = min(_first_target(row) - 1 for row in rows)
-    if most < SHORTEST_PREFIX:
-        return 0
+    found: list[tuple[int, list[int]]] = []
+    most = [_first_target(row) - 1 for row in rows]
+    left = [index for index in range(len(rows)) if most[index] >= SHORTEST_PREFIX]
+    for size in (4 * SHORTEST_PREFIX, 2 * SHORTEST_PREFIX, SHORTEST_PREFIX):
+        sets: dict[bytes, list[int]] = {}
+        for index in left:
+            if most[index] >= size:
+                sets.setdefault(np.ascontiguousarray(rows[index].ids[:size]).tobytes(), []).append(index)
+        chosen = [members for members in sets.values() if len(members) > 1]
+        found += [
+            (_common([rows[i] for i in members], min(most[i] for i in members)), members) for members in chosen
+        ]
+        taken = {index for members in chosen for index in members}
+        left = [index for index in left if index not in taken]
+    return found
+
+
+def _common(rows: Sequence[TokenRow], most: int) -> int:
+    """Return how many leading tokens all rows share, at most ``most``."""
     heads = np.stack([row.ids[:most] for row in rows])
     differs = np.flatnonzero((heads != heads[0]).any(axis=0))
-    length = int(differs[0]) if len(differs) else most
-    return length if length >= SHORTEST_PREFIX else 0
+    return int(differs[0]) if len(differs) else most
 
 
 def _first_target(row: TokenRow) -> int:
@@ -135,7 +149,7 @@ class _Builder:
 def lay_out(
     clients: Sequence[Sequence[TokenRow]], *, share_prefixes: bool = True, any_length: bool = False
 ) -> Layout:
-    """Return one pass over the rows of every client; a prefix is shared by the rows of one client only.
+    """Return one pass over the rows of every client; a prefix is shared by rows of one client only.
 
     any_length: for attention that takes rows of any lengths; nothing is shared then.
     """
@@ -146,24 +160,26 @@ def lay_out(
     offset = num_targets = 0
     for rows in clients:
         first_token, first_target = builder.size, num_targets
-        shared = shared_prefix(rows) if share_prefixes and not any_length else 0
-        prefix = None
-        if shared:
-            token = builder.tokens(rows[0].ids[:shared], 0)
-            prefix = (builder.group([(token, shared)], None), shared)
-        placed: list[tuple[int, int]] = []
+        begins = [0] * len(rows)  # where a row's token 0 is, or would be if it stood before its own first token
+        alone = set(range(len(rows)))
+        for length, members in shared_prefixes(rows) if share_prefixes and not any_length else ():
+            token = builder.tokens(rows[members[0]].ids[:length], 0)
+            prefix = (builder.group([(token, length)], None), length)
+            placed = [(builder.tokens(rows[i].ids[length:], length), len(rows[i].ids) - length) for i in members]
+            for index, (token, _) in zip(members, placed, strict=True):
+                begins[index] = token - length
+            _add_groups(builder, placed, prefix)
+            alone -= set(members)
+        for index in sorted(alone):
+            begins[index] = builder.tokens(rows[index].ids, 0)
+            # Attention knows no adapters: rows of several clients may share a group.
+            loose.append((begins[index], len(rows[index].ids)))
         for index, row in enumerate(rows):
-            token = builder.tokens(row.ids[shared:], shared)
-            placed.append((token, len(row.ids) - shared))
             chosen = np.flatnonzero(row.supervised[1:])
-            at.append(token - shared + chosen)
+            at.append(begins[index] + chosen)
             targets.append(row.ids[1:][chosen])
             owners.append(np.full(len(chosen), offset + index))
             num_targets += len(chosen)
-        if prefix is None:
-            loose += placed  # attention knows no adapters: rows of several clients may share a group
-        else:
-            _add_groups(builder, placed, prefix)
         offset += len(rows)
         spans.append((first_token, builder.size))
         target_spans.append((first_target, num_targets))

@@ -20,7 +20,7 @@ from fedit.model.fast.layer import (
     feed,
     feed_backward,
 )
-from fedit.model.fast.layout import Layout, lay_out, shared_prefix
+from fedit.model.fast.layout import Layout, lay_out, shared_prefixes
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
 from fedit.model.fast.varlen import Bounds, Kernel
 
@@ -50,9 +50,15 @@ class FastModel:
         any_length = self.kernel is not None
         return lay_out(clients, share_prefixes=share_prefixes, any_length=any_length).to(self.device)
 
-    def shared_prefix(self, rows: Sequence[TokenRow]) -> int:
-        """Return how many leading tokens of ``rows`` a pass computes once for all of them."""
-        return shared_prefix(rows) if self.kernel is None else 0
+    def own_lengths(self, rows: Sequence[TokenRow]) -> tuple[list[int], int]:
+        """Return how many tokens of each row a pass computes for it alone, and how many for several together."""
+        lengths = [len(row.ids) for row in rows]
+        shared = 0
+        for length, members in shared_prefixes(rows) if self.kernel is None else ():
+            shared += length
+            for index in members:
+                lengths[index] -= length
+        return lengths, shared
 
     def log_probabilities(
         self,
