@@ -64,6 +64,11 @@ def short_row(rows: list[dict], tokens: int) -> dict:
     return {"ids": ids, "supervised": [int(i >= tokens // 3) for i in range(tokens)]}
 
 
+def warm_up_rows(rows: list[dict]) -> list[dict]:
+    """Return the two longest rows: a step over them has allocated most of what a step needs."""
+    return sorted(rows, key=lambda row: len(row["ids"]))[-2:]
+
+
 def dataset(rows: list[dict]):
     """Return the rows as a Hugging Face data set with labels of -100 where nothing is supervised."""
     import datasets

@@ -26,7 +26,6 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
 import psutil  # noqa: E402
 from common import (  # noqa: E402
-    WARM_UP_TOKENS,
     counted,
     load_model,
     print_result,
@@ -35,6 +34,7 @@ from common import (  # noqa: E402
     short_row,
     timed_train,
     versions,
+    warm_up_rows,
 )
 from openfedllm import build_trainer  # noqa: E402
 
@@ -65,8 +65,10 @@ def fit(request: dict, options: dict, arrays: dict, job: dict) -> tuple[dict, di
     rate = RATE_MIN + 0.5 * (RATE_MAX - RATE_MIN) * (1 + math.cos(math.pi * job["round"] / job["rounds"]))
     with tempfile.TemporaryDirectory() as folder:
         if job["warm"]:
-            warm = [short_row(rows, min(WARM_UP_TOKENS, len(rows[0]["ids"])))] * 2
-            build_trainer(model, tokenizer, warm, options, folder, steps=1, learning_rate=rate).train()
+            warm = build_trainer(
+                model, tokenizer, warm_up_rows(rows), options, folder, steps=1, learning_rate=rate
+            )
+            warm.train()
         clock = timed_train(
             build_trainer(model, tokenizer, rows, options, folder, steps=job["steps"], learning_rate=rate)
         )

@@ -9,7 +9,6 @@ import copy
 import tempfile
 
 from common import (
-    WARM_UP_TOKENS,
     counted,
     dataset,
     load_model,
@@ -17,9 +16,9 @@ from common import (
     print_result,
     read_request,
     read_rows,
-    short_row,
     timed_train,
     versions,
+    warm_up_rows,
 )
 from shepherd import rounds
 
@@ -68,8 +67,7 @@ def build_trainer(model, tokenizer, rows, options, folder, *, steps=-1, learning
 def throughput(request, options, folder):
     rows = read_rows(request)
     model, tokenizer = load_model(request, dropout=options["dropout"])
-    warm = [short_row(rows, WARM_UP_TOKENS)] * 2
-    build_trainer(model, tokenizer, warm, options, folder, steps=1).train()
+    build_trainer(model, tokenizer, warm_up_rows(rows), options, folder, steps=1).train()
     clock = timed_train(build_trainer(model, tokenizer, rows, options, folder))
     return {**counted(rows), "cpu_s": clock.cpu_s, "wall_s": clock.wall_s}
 

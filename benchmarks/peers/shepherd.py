@@ -23,6 +23,7 @@ from common import (
     short_row,
     timed_train,
     versions,
+    warm_up_rows,
 )
 
 DEFAULTS = {
@@ -69,8 +70,7 @@ def throughput(request, options, folder):
     rows = read_rows(request)
     model, tokenizer = load_model(request, dropout=options["dropout"])
     tokenizer.padding_side = "left"
-    warm = [short_row(rows, WARM_UP_TOKENS)] * 2
-    build_trainer(model, tokenizer, warm, options, folder, steps=1).train()
+    build_trainer(model, tokenizer, warm_up_rows(rows), options, folder, steps=1).train()
     clock = timed_train(build_trainer(model, tokenizer, rows, options, folder))
     return {**counted(rows), "cpu_s": clock.cpu_s, "wall_s": clock.wall_s}
 
