@@ -1,10 +1,15 @@
 """The parts of the fast path that are made for a GPU, as far as a CPU can show that they are right."""
 
+import os
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from compiled_steps import steps
 from gradients import (
     FAMILIES,
     LENGTHS,
@@ -90,6 +95,7 @@ def test_heads_that_the_kernel_does_not_know_attend_in_blocks(changes):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("window", [None, 7])
 def test_the_kernel_of_a_gpu_is_the_reference(window):
     torch.manual_seed(0)
@@ -158,46 +164,16 @@ def test_an_8_bit_base_is_left_to_its_library(wide_folder):
 # --- fused steps ---
 
 
-def steps():
-    """Return name -> (function, arguments made anew)."""
-    torch.manual_seed(0)
-    x, dy, weight = torch.randn(6, 32), torch.randn(6, 32).bfloat16(), torch.rand(32) + 0.5
-    rate = torch.rand(6, 1)
-    heads, angles = torch.randn(6, 4, 16), torch.rand(6, 6)
-    logits, targets = torch.randn(6, 50).bfloat16(), torch.randint(50, (6,))
-    from fedit.model.fast.layer import ACTIVATIONS
-
-    gate = ACTIVATIONS["silu"]
-    return {
-        "norm": (fused.norm, (x, weight, 1e-5, torch.bfloat16)),
-        "norm_again": (fused.norm_again, (x, rate, weight, torch.bfloat16)),
-        "norm_backward": (fused.norm_backward, (dy, x, rate, weight)),
-        "add_norm_backward": (fused.add_norm_backward, (x.clone(), dy, x, rate, weight)),
-        "add": (fused.add, (x, dy)),
-        "turn": (fused.turn, (heads, angles.cos(), angles.sin())),
-        "target_scores": (fused.target_scores, (logits.clone(), targets, None, True)),
-        "capped": (fused.target_scores, (logits.clone(), targets, 5.0, True)),
-        "likeliest": (fused.target_scores, (logits.clone(), targets, None, False)),
-        "gated": (gate.gated, (dy,)),
-        "gate_backward": (gate.backward, (dy[:, :16].clone(), dy, gate.opened(dy[:, :16]))),
-    }
-
-
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
-@pytest.mark.parametrize("name", sorted(steps()))
-def test_a_compiled_step_gives_what_it_gives_as_written(name):
-    function, arguments = steps()[name]
-    _, again = steps()[name]
-    found, expected = function.compiled(*again), function(*arguments)
-    for one, other in zip(tuples(found) + again, tuples(expected) + arguments, strict=True):
-        if isinstance(one, torch.Tensor):  # results, and arguments that are written into
-            torch.testing.assert_close(one, other, rtol=2e-2 if one.dtype == torch.bfloat16 else 1e-5, atol=1e-3)
-
-
-def tuples(found):
-    return found if isinstance(found, tuple) else (found,)
+def test_compiled_steps_give_what_they_give_as_written():
+    script = Path(__file__).parents[1] / "compiled_steps.py"
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(steps())
 
 
 def test_steps_run_as_written_on_a_cpu(monkeypatch):

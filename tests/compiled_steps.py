@@ -1,0 +1,48 @@
+"""Compares fused steps, compiled, with themselves as written; a script: compiling imports what others warn of."""
+
+import torch
+
+from fedit.model.fast import fused
+from fedit.model.fast.layer import ACTIVATIONS
+
+
+def steps():
+    """Return name -> (function, arguments made anew)."""
+    torch.manual_seed(0)
+    x, dy, weight = torch.randn(6, 32), torch.randn(6, 32).bfloat16(), torch.rand(32) + 0.5
+    rate = torch.rand(6, 1)
+    heads, angles = torch.randn(6, 4, 16), torch.rand(6, 6)
+    logits, targets = torch.randn(6, 50).bfloat16(), torch.randint(50, (6,))
+    gate = ACTIVATIONS["silu"]
+    return {
+        "norm": (fused.norm, (x, weight, 1e-5, torch.bfloat16)),
+        "norm_again": (fused.norm_again, (x, rate, weight, torch.bfloat16)),
+        "norm_backward": (fused.norm_backward, (dy, x, rate, weight)),
+        "add_norm_backward": (fused.add_norm_backward, (x.clone(), dy, x, rate, weight)),
+        "add": (fused.add, (x, dy)),
+        "turn": (fused.turn, (heads, angles.cos(), angles.sin())),
+        "target_scores": (fused.target_scores, (logits.clone(), targets, None, True)),
+        "capped": (fused.target_scores, (logits.clone(), targets, 5.0, True)),
+        "likeliest": (fused.target_scores, (logits.clone(), targets, None, False)),
+        "gated": (gate.gated, (dy,)),
+        "gate_backward": (gate.backward, (dy[:, :16].clone(), dy, gate.opened(dy[:, :16]))),
+    }
+
+
+def compare(name):
+    """Fail where a result, or an argument that is written into, differs."""
+    (function, arguments), (_, again) = steps()[name], steps()[name]
+    found, expected = _tuple(function.compiled(*again)), _tuple(function(*arguments))
+    for one, other in zip(found + again, expected + arguments, strict=True):
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=2e-2 if one.dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+
+
+def _tuple(found):
+    return found if isinstance(found, tuple) else (found,)
+
+
+if __name__ == "__main__":
+    for name in steps():
+        compare(name)
+        print(name, flush=True)  # noqa: T201
