@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
+from pathlib import Path
 
 from fedit.process import set_environment, silence_libraries
 
@@ -11,7 +13,7 @@ from fedit.process import set_environment, silence_libraries
 def main() -> None:
     """Read what to load from standard input, then work until it ends."""
     hello = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    threading.Thread(target=_end_with_the_leader, args=(hello["store"],), daemon=True).start()
     set_environment()
     silence_libraries()
     import torch
@@ -24,9 +26,10 @@ def main() -> None:
     follow(load_model(RunConfig.model_validate(hello["config"])), hello["rank"], hello["size"], hello["store"])
 
 
-def _end_with_the_leader() -> None:
-    """Wait for the end of standard input: whoever started this process is done with it, or gone."""
+def _end_with_the_leader(store: str) -> None:
+    """Wait for the end of standard input: whoever started this process is done, or gone without tidying."""
     sys.stdin.read()
+    shutil.rmtree(Path(store).parent, ignore_errors=True)
     os._exit(0)
 
 

@@ -90,6 +90,26 @@ def shared_model(adapted: Callable[..., AdaptedModel]) -> AdaptedModel:
     return adapted("llama", dtype="fp64")
 
 
+@pytest.fixture(scope="module")
+def importable() -> Iterator[None]:
+    """Let processes find the package where it is tested from its own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "")
+        yield
+
+
+@pytest.fixture
+def float64_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers' plain attention, whose softmax is float32, keep float64."""
+    real = torch.nn.functional.softmax
+
+    def exact(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None, **options: object) -> torch.Tensor:
+        return real(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", exact)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own."""

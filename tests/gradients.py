@@ -3,7 +3,6 @@
 import types
 
 import numpy as np
-import pytest
 import torch
 from tiny import CONFIGS
 from torch import nn
@@ -29,17 +28,6 @@ def float64_norms(model: nn.Module) -> nn.Module:
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(exact, module)
     return model
-
-
-@pytest.fixture
-def float64_softmax(monkeypatch):
-    """Let transformers' plain attention, whose softmax is float32, keep float64."""
-    real = nn.functional.softmax
-
-    def exact(x, dim=None, dtype=None, **options):
-        return real(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **options)
-
-    monkeypatch.setattr(nn.functional, "softmax", exact)
 
 
 def gradients_of_rows(model, adapter, rows):

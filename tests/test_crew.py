@@ -21,13 +21,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    """Let processes find the package where it is tested from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("PYTHONDONTWRITEBYTECODE", "")
-        yield
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def config_of(folder, **changes):
@@ -142,6 +136,19 @@ def test_a_run_with_two_devices_a_client_learns_the_same(make_config, tmp_path, 
     first, second = (r.summary["held_out"]["after"]["loss"] for r in (one, two))
     assert second == pytest.approx(first, rel=1e-9)
     assert first != one.summary["held_out"]["before"]["loss"]
+
+
+@pytest.mark.slow
+def test_the_end_of_a_leader_leaves_no_process_and_no_folder(model_folder):
+    """A leader that is killed cannot tidy up: its followers do."""
+    config = config_of(model_folder("llama"))
+    crew = start(load_model(config), config, 2)
+    follower, folder = crew._followers[0], Path(crew._folder.name)
+    assert folder.is_dir()
+    follower.stdin.close()  # as the system does when a process ends
+    assert follower.wait(timeout=60) == 0
+    assert not folder.exists()
+    crew.close()
 
 
 # --- what needs no process ---

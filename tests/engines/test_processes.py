@@ -27,13 +27,7 @@ from fedit.types import Broadcast, ClientFailure, ClientTask
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    """Let processes find the package where it is tested from its own folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("PYTHONDONTWRITEBYTECODE", "")
-        yield
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def worker(log, **changes):

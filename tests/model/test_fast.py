@@ -5,16 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gradients import (
-    FAMILIES,
-    LENGTHS,
-    distance,
-    float64_norms,
-    float64_softmax,  # noqa: F401  (a fixture)
-    gradients,
-    gradients_of_rows,
-    with_prefix,
-)
+from gradients import FAMILIES, LENGTHS, distance, float64_norms, gradients, gradients_of_rows, with_prefix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import load

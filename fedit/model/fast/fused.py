@@ -74,17 +74,19 @@ def norm_again(x: Tensor, rate: Tensor, weight: Tensor, dtype: torch.dtype) -> T
 @fused
 def norm_backward(dy: Tensor, x: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of `norm`'s x, of x's dtype, for that of its result."""
-    dy = dy.to(x.dtype, copy=True).mul_(weight)
-    mean = torch.linalg.vecdot(dy, x).unsqueeze_(-1).div_(x.shape[-1])
-    return dy.mul_(rate).addcmul_(x, mean.mul_(rate.pow(3)), value=-1)
+    return _norm_gradient(dy, x, rate, weight)
 
 
 @fused
 def add_norm_backward(dx: Tensor, dy: Tensor, x: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
     """Add the result of `norm_backward` to ``dx``, in place, and return it."""
+    return dx.add_(_norm_gradient(dy, x, rate, weight))
+
+
+def _norm_gradient(dy: Tensor, x: Tensor, rate: Tensor, weight: Tensor) -> Tensor:
     dy = dy.to(x.dtype, copy=True).mul_(weight)
     mean = torch.linalg.vecdot(dy, x).unsqueeze_(-1).div_(x.shape[-1])
-    return dx.add_(dy.mul_(rate).addcmul_(x, mean.mul_(rate.pow(3)), value=-1))
+    return dy.mul_(rate).addcmul_(x, mean.mul_(rate.pow(3)), value=-1)
 
 
 @fused

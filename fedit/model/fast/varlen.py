@@ -3,6 +3,7 @@
 The kernel is differentiated by PyTorch; everything around it is fedit's own pass.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from fedit.model.fast import fused
 from fedit.model.fast.attention import Heads, Rotation
+
+log = logging.getLogger(__name__)
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "Bounds", Heads], Tensor]
 """(q (tokens, queries, dim), k and v (tokens, keys, dim), where rows lie, heads) -> like q; differentiable."""
@@ -77,7 +80,8 @@ def choose(heads: Sequence[Heads], dtype: torch.dtype, device: torch.device) -> 
             k = torch.ones(5, own.keys, own.dim, dtype=dtype, device=device)
             flash(q, k, k, Bounds.of([2, 3], device), own).sum().backward()
         torch.cuda.synchronize(device)
-    except (RuntimeError, ImportError, TypeError, NotImplementedError):
+    except (RuntimeError, ImportError, TypeError, ValueError) as error:
+        log.info("attention runs in blocks: FlashAttention does not run here (%s)", error)
         return None
     return flash
 
