@@ -1,7 +1,6 @@
 """Where a job's work is done: in this process, or shared out over worker processes. The results are the same."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -13,8 +12,9 @@ from fedit.engines.messages import WorkerError
 from fedit.engines.pool import Event, Lost, Pool, Reply, Request
 from fedit.engines.processes import Processes
 from fedit.estimate import seconds_per_token
-from fedit.evaluation.generate import answers_of_share
+from fedit.evaluation.generate import answers
 from fedit.evaluation.loss import RowLosses, row_losses
+from fedit.model.fast.decode import Prompt
 from fedit.prepare import Job
 from fedit.store import ClientStore
 from fedit.types import ClientInfo, ClientTask, Tensors
@@ -23,6 +23,7 @@ from fedit.worker import Worker
 Part = Literal["held_out", "validation"]
 """Rows that are evaluated: a property of `Job`."""
 OnStep = Callable[[ClientTask, Event], None]
+OnBatch = Callable[[int], None]
 WHOLE = (0, 1)
 SHARES = 4
 """Shares of an evaluation for each worker, so that none waits long for another at the end."""
@@ -41,12 +42,14 @@ class Compute(Protocol):
         """Return where the arm's clients train; what they keep between rounds is in ``folder``."""
         ...
 
-    def losses(self, adapter: Tensors, part: Part) -> RowLosses:
-        """Return the losses of ``adapter`` on every row of ``part``."""
+    def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:
+        """Return the losses of every adapter on every row of ``part``."""
         ...
 
-    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
-        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
+    def answers(
+        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+    ) -> list[str]:
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
         ...
 
     def export(self, adapter: Tensors, round: int, folder: Path) -> None:
@@ -97,30 +100,37 @@ class Here:
             crew=job.crew,
         )
 
-    def losses(self, adapter: Tensors, part: Part, share: tuple[int, int] = WHOLE) -> RowLosses:
-        """Return the losses of ``adapter`` on every row of ``part``, or on those of a share of the passes."""
-        self._job.model.load(adapter)
-        return row_losses(self._job.model, self._job.tokens(getattr(self._job, part)), share)
+    def losses(self, adapters: Sequence[Tensors], part: Part, share: tuple[int, int] = WHOLE) -> list[RowLosses]:
+        """Return the losses of every adapter on every row of ``part``, or on those of a share of the passes."""
+        rows = self._job.tokens(getattr(self._job, part))
+        return row_losses(self._job.model, adapters, [rows] * len(adapters), share)
 
-    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
-        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
-        texts = self.some_answers(adapter, WHOLE, on_pass)
+    def answers(
+        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+    ) -> list[str]:
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
+        texts = self.some_answers(adapters, prompts, WHOLE, on_batch)
         return [texts[index] for index in range(len(texts))]
 
     def some_answers(
-        self, adapter: Tensors, share: tuple[int, int], on_pass: Callable[[int], None] = lambda done: None
+        self,
+        adapters: Sequence[Tensors],
+        prompts: Sequence[Prompt],
+        share: tuple[int, int],
+        on_batch: OnBatch = lambda done: None,
     ) -> dict[int, str]:
-        """Return the answers in a share of the passes, by the row's index."""
+        """Return the answers in a share of the batches, by the prompt's index."""
         job = self._job
-        job.model.load(adapter)
-        return answers_of_share(
+        return answers(
             job.model,
             job.tokenizer,
-            self._prompts,
+            prompts,
+            adapters,
             stop=job.stops(),
             max_new_tokens=job.config.max_new_tokens,
+            places=job.places,
             share=share,
-            on_pass=on_pass,
+            on_batch=on_batch,
         )
 
     def export(self, adapter: Tensors, round: int, folder: Path) -> None:
@@ -134,10 +144,6 @@ class Here:
     def why_general(self) -> str | None:
         """Return why the fast path was wanted and is not used; None where it is used or was not wanted."""
         return self._job.model.why_general
-
-    @cached_property
-    def _prompts(self) -> list[list[int]]:
-        return self._job.prompts(self._job.held_out)
 
 
 class Workers:
@@ -158,20 +164,20 @@ class Workers:
         clients = [ClientInfo(client, len(rows[client])) for client in sorted(rows)]
         return Processes(self._pool, clients, on_step, width=self._job.stack_width)
 
-    def losses(self, adapter: Tensors, part: Part) -> RowLosses:
-        """Return the losses of ``adapter`` on every row of ``part``."""
-        parts = [
-            RowLosses(reply.tensors["sums"], reply.tensors["counts"], reply.tensors["correct"])
-            for reply in self._shared("losses", adapter, part=part)
-        ]
-        return sum(parts[1:], parts[0])
+    def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:
+        """Return the losses of every adapter on every row of ``part``."""
+        parts = [read_losses(reply.tensors) for reply in self._shared("losses", adapters, part=part)]
+        return [sum(own[1:], own[0]) for own in zip(*parts, strict=True)]
 
-    def answers(self, adapter: Tensors, on_pass: Callable[[int], None]) -> list[str]:
-        """Return the answers of ``adapter`` to the held-out prompts; ``on_pass`` hears how many there are yet."""
+    def answers(
+        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+    ) -> list[str]:
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
         texts: dict[int, str] = {}
-        for reply in self._shared("answers", adapter):
+        asked = [[prompt.adapter, list(prompt.ids)] for prompt in prompts]
+        for reply in self._shared("answers", adapters, prompts=asked):
             texts |= dict(cast(list[tuple[int, str]], reply.header["texts"]))
-            on_pass(len(texts))
+            on_batch(len(texts))
         return [texts[index] for index in range(len(texts))]
 
     def export(self, adapter: Tensors, round: int, folder: Path) -> None:
@@ -196,13 +202,25 @@ class Workers:
         sets = {} if adapter is None else {"adapter": adapter}
         return _delivered(self._pool.ask(Request({"do": what, **fields}, sets)))
 
-    def _shared(self, what: str, adapter: Tensors, **fields: object) -> Iterator[Reply]:
+    def _shared(self, what: str, adapters: Sequence[Tensors], **fields: object) -> Iterator[Reply]:
         shares = SHARES * self.workers
-        requests = [
-            Request({"do": what, "share": share, "of": shares, **fields}, {"adapter": adapter})
-            for share in range(shares)
-        ]
+        sets = {str(index): adapter for index, adapter in enumerate(adapters)}
+        requests = [Request({"do": what, "share": share, "of": shares, **fields}, sets) for share in range(shares)]
         return map(_delivered, self._pool.run(requests))
+
+
+def losses_as_tensors(losses: Sequence[RowLosses]) -> Tensors:
+    """Return the losses of several adapters as one set of tensors."""
+    found: Tensors = {}
+    for index, own in enumerate(losses):
+        found |= {f"{index}/sums": own.sums, f"{index}/counts": own.counts, f"{index}/correct": own.correct}
+    return found
+
+
+def read_losses(tensors: Tensors) -> list[RowLosses]:
+    """Return what `losses_as_tensors` was given."""
+    parts = ("sums", "counts", "correct")
+    return [RowLosses(*(tensors[f"{i}/{part}"] for part in parts)) for i in range(len(tensors) // len(parts))]
 
 
 def _delivered(answer: Reply | Lost) -> Reply:

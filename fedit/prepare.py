@@ -62,9 +62,9 @@ class Job:
         size = self.config.devices_per_client
         if size == 1:
             return None
-        places = follower_environments(choose_device(self.config.device), size, self.num_threads)
+        environments = follower_environments(choose_device(self.config.device), size, self.num_threads)
         hello = {"config": self.config.model_dump(mode="json"), "num_threads": self.num_threads}
-        return Crew(self.model, size, hello, places)
+        return Crew(self.model, size, hello, environments)
 
     def close(self) -> None:
         """End the processes that the job has started."""
@@ -105,6 +105,11 @@ class Job:
         return cohort_size(self.config.clients_per_round, len(self.partition.clients))
 
     @cached_property
+    def places(self) -> int:
+        """Cores or GPUs of this machine that can each have a process."""
+        return places(choose_device(self.config.device), self.num_threads)
+
+    @cached_property
     def stack_width(self) -> int:
         """Clients that train in one pass over the base: the setting, or by the size of a client's step.
 
@@ -119,7 +124,7 @@ class Job:
         device = choose_device(self.config.device)
         lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
         tokens = self.config.batch_size * sum(lengths) / max(len(lengths), 1)
-        share = math.ceil(self.cohort_size / places(device, self.num_threads))
+        share = math.ceil(self.cohort_size / self.places)
         return min(stacked.width(tokens, device.type), share)
 
     @cached_property

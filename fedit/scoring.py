@@ -9,6 +9,7 @@ from fedit.data.partition import find_scheme
 from fedit.data.statistics import per_client_loss, summary
 from fedit.evaluation.grading import grade, reference_check
 from fedit.evaluation.loss import LossReport, RowLosses
+from fedit.model.fast.decode import Prompt
 from fedit.prepare import Job
 from fedit.types import Tensors
 
@@ -32,7 +33,7 @@ class Answers:
 
 def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
     """Return the losses of ``adapter`` on held-out (and validation) rows, as an event's fields."""
-    losses = compute.losses(adapter, "held_out")
+    (losses,) = compute.losses([adapter], "held_out")
     held_out = losses.report([example.category for example in job.held_out])
     clients = _per_client(job, losses, held_out)
     fields: dict[str, object] = {
@@ -45,16 +46,16 @@ def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
         "clients": summary(clients) if clients else {},
     }
     if job.validation:
-        fields["validation_loss"] = compute.losses(adapter, "validation").report().loss
+        fields["validation_loss"] = compute.losses([adapter], "validation")[0].report().loss
     return fields
 
 
 def answer_held_out(
-    job: Job, compute: Compute, adapter: Tensors, on_pass: Callable[[int], None] = lambda done: None
+    job: Job, compute: Compute, adapter: Tensors, on_batch: Callable[[int], None] = lambda done: None
 ) -> Answers:
     """Let ``adapter`` answer the held-out prompts and grade the answers."""
     rows = job.held_out
-    texts = compute.answers(adapter, on_pass)
+    texts = compute.answers([adapter], [Prompt(ids) for ids in job.prompts(rows)], on_batch)
     right = {row_id(e): grade(e.check or reference_check(e), text) for e, text in zip(rows, texts, strict=True)}
     return Answers(
         {row_id(e): text for e, text in zip(rows, texts, strict=True)}, right, _share_by_category(rows, right)

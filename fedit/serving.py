@@ -7,11 +7,12 @@ from typing import BinaryIO, cast
 
 from fedit import arms
 from fedit.comparison import arm_folder, train_and_score
-from fedit.compute import Here, Part
+from fedit.compute import Here, Part, losses_as_tensors
 from fedit.config import RunConfig
 from fedit.engines.frames import Header, write_frame
 from fedit.engines.messages import error_header, join, read_task, result_frame
 from fedit.events import EventLog
+from fedit.model.fast.decode import Prompt
 from fedit.prepare import prepare
 from fedit.tensors import can_flatten, flatten
 from fedit.training import Progress
@@ -92,12 +93,13 @@ class Service:
 
     def _losses(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         share = (cast(int, header["share"]), cast(int, header["of"]))
-        losses = self._here.losses(sets["adapter"], cast(Part, header["part"]), share)
-        return {}, {"sums": losses.sums, "counts": losses.counts, "correct": losses.correct}
+        return {}, losses_as_tensors(self._here.losses(_adapters(sets), cast(Part, header["part"]), share))
 
     def _answers(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         share = (cast(int, header["share"]), cast(int, header["of"]))
-        return {"texts": list(self._here.some_answers(sets["adapter"], share).items())}, {}
+        asked = cast("list[tuple[int, list[int]]]", header["prompts"])
+        prompts = [Prompt(ids, adapter) for adapter, ids in asked]
+        return {"texts": list(self._here.some_answers(_adapters(sets), prompts, share).items())}, {}
 
     def _export(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         self._here.export(sets["adapter"], cast(int, header["round"]), Path(cast(str, header["folder"])))
@@ -108,3 +110,8 @@ class Service:
         baselines = {arm.name: arm for arm in arms.baselines(self._job, EventLog(self._folder).read())}
         train_and_score(self._job, self._here, baselines[name], arm_folder(self._folder, name), self._tell)
         return {}, {}
+
+
+def _adapters(sets: dict[str, Tensors]) -> list[Tensors]:
+    """Return the adapters of a request in their order."""
+    return [sets[str(index)] for index in range(len(sets))]

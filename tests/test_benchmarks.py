@@ -188,3 +188,19 @@ def test_the_benchmark_of_a_gpu_runs_on_a_tiny_model_without_one() -> None:
     assert all(result["found"].values())
     for bits in ("16_bits", "4_bits"):
         assert set(result[bits]) == {"product_fraction", "vs_padded", "vs_packed", "stacked_gain"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_of_generation_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from benchmarks import generation
+
+    monkeypatch.setattr("sys.argv", ["generation", "--prompts", "8", "--tokens", "2"])
+    threads = torch.get_num_threads()
+    try:
+        generation.main()
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["tokens_per_cpu_second"]) == 5
+    assert all(speed > 0 for speed in result["tokens_per_cpu_second"].values())

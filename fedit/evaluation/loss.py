@@ -71,28 +71,79 @@ def held_out_loss(
 
     categories: one per row; None: no per-category losses.
     """
-    return row_losses(model, rows).report(categories)
+    return row_losses(model, [model.read()], [rows])[0].report(categories)
 
 
-def row_losses(model: AdaptedModel, rows: Sequence[TokenRow], share: tuple[int, int] = (0, 1)) -> RowLosses:
-    """Measure the loaded adapter on the rows of every n-th pass, from the k-th on, for ``share`` (k, n).
+def row_losses(
+    model: AdaptedModel,
+    adapters: Sequence[Mapping[str, Tensor]],
+    rows: Sequence[Sequence[TokenRow]],
+    share: tuple[int, int] = (0, 1),
+) -> list[RowLosses]:
+    """Measure every adapter on its ``rows``: those of every n-th pass, from the k-th on, for ``share`` (k, n).
 
-    How rows are cut into passes depends on the rows alone, not on the share.
+    On the fast path rows of several adapters share a pass where those of one do not fill it. How rows are cut into
+    passes depends on the rows alone, not on the share.
     """
-    sums = torch.zeros(len(rows), dtype=torch.float64)
-    counts = torch.zeros(len(rows), dtype=torch.int64)
-    correct = torch.zeros(len(rows), dtype=torch.int64)
-    measured = [i for i, row in enumerate(rows) if row.supervised[1:].any()]
+    found = [_Sums(len(own)) for own in rows]
     with torch.no_grad():
-        for chosen in model.passes([rows[i] for i in measured], None)[share[0] :: share[1]]:
+        for members in _passes(model, rows)[share[0] :: share[1]]:
+            chosen = [[rows[index][i] for i in own] for index, own in members]
+            if model.fast is not None:
+                used = [adapters[index] for index, _ in members]
+                scores, likeliest, owners = model.stacked_target_scores(chosen, used)
+            else:
+                ((index, _),) = members
+                model.load(adapters[index])
+                batch = model.collate(chosen[0])
+                (scores, likeliest), owners = model.target_scores(batch), batch.row_of_target
+            places = [(index, i) for index, own in members for i in own]
+            _add(found, places, scores, likeliest, owners.cpu())
+    return [RowLosses(own.sums, own.counts, own.correct) for own in found]
+
+
+class _Sums:
+    """What is being added up for the rows of one adapter."""
+
+    def __init__(self, rows: int) -> None:
+        self.sums = torch.zeros(rows, dtype=torch.float64)
+        self.counts = torch.zeros(rows, dtype=torch.int64)
+        self.correct = torch.zeros(rows, dtype=torch.int64)
+
+
+def _add(
+    found: Sequence[_Sums],
+    places: Sequence[tuple[int, int]],
+    scores: Tensor,
+    likeliest: Tensor,
+    owners: Tensor,
+) -> None:
+    """Add a pass's targets to the rows (adapter, row) at ``places``; owners: which of them each target is of."""
+    size = len(places)
+    losses = torch.zeros(size, dtype=torch.float64).index_add_(0, owners, -scores.double().cpu())
+    counts = torch.zeros(size, dtype=torch.int64).index_add_(0, owners, torch.ones_like(owners))
+    correct = torch.zeros(size, dtype=torch.int64).index_add_(0, owners, likeliest.to("cpu", torch.int64))
+    for place, (index, row) in enumerate(places):
+        own = found[index]
+        own.sums[row], own.counts[row], own.correct[row] = losses[place], counts[place], correct[place]
+
+
+def _passes(model: AdaptedModel, rows: Sequence[Sequence[TokenRow]]) -> list[list[tuple[int, list[int]]]]:
+    """Return passes of (adapter, its rows): the passes that each would make alone, small ones put together."""
+    passes: list[list[tuple[int, list[int]]]] = []
+    room = 0
+    for index, own in enumerate(rows):
+        measured = [i for i, row in enumerate(own) if row.supervised[1:].any()]
+        for chosen in model.passes([own[i] for i in measured], None):
             members = [measured[i] for i in chosen]
-            batch = model.collate([rows[i] for i in members])
-            scores, likeliest = model.target_scores(batch)
-            owners = torch.tensor(members)[batch.row_of_target.cpu()]
-            sums.index_add_(0, owners, -scores.double().cpu())
-            counts.index_add_(0, owners, torch.ones_like(owners))
-            correct.index_add_(0, owners, likeliest.to("cpu", torch.int64))
-    return RowLosses(sums, counts, correct)
+            tokens = sum(len(own[i].ids) for i in members)
+            together = passes and model.fast is not None and tokens <= room and passes[-1][-1][0] != index
+            if not together:
+                passes.append([])
+                room = model.tokens_per_pass
+            passes[-1].append((index, members))
+            room -= tokens
+    return passes
 
 
 def _by_category(sums: Tensor, counts: Tensor, categories: Sequence[str | None] | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import peft
@@ -17,6 +17,7 @@ from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
 from fedit.model.batch import Batch, collate, micro_batches
 from fedit.model.fast import architecture, varlen
+from fedit.model.fast.decode import Choose, Prompt, decode, likeliest
 from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout
 from fedit.model.fast.model import FastModel
@@ -169,6 +170,17 @@ class AdaptedModel:
             return self._score(batch)
         return self._fast.score(batch, [self.parameters], [self.scale])
 
+    def stacked_target_scores(
+        self, rows: Sequence[Sequence[TokenRow]], adapters: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `target_scores` of the rows of several adapters, and which row, in order, each target is of.
+
+        rows, adapters: one of each per adapter; needs the fast path.
+        """
+        layout = self._fast.lay_out(rows)
+        scores, likeliest = self._fast.score(layout, *self._ready(adapters))
+        return scores, likeliest, layout.row_of_target
+
     def stacked_log_probabilities(
         self,
         rows: Sequence[Sequence[TokenRow]],
@@ -187,6 +199,11 @@ class AdaptedModel:
         scales = [self._scale_of(adapter) for adapter in adapters]
         scores = self._fast.log_probabilities(layout, adapters, scales, dropout)
         return [scores[start:end] for start, end in layout.target_spans]
+
+    def _ready(self, adapters: Sequence[Mapping[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[float]]:
+        """Return adapters on the model's device and their scales."""
+        moved = [{name: tensor.to(self.device) for name, tensor in adapter.items()} for adapter in adapters]
+        return moved, [self._scale_of(adapter) for adapter in adapters]
 
     def _scale_of(self, adapter: Mapping[str, Tensor]) -> float:
         """Return the scale that an adapter of its own rank has at this model's alpha."""
@@ -210,6 +227,31 @@ class AdaptedModel:
         weights = batch.mask.unsqueeze(-1).float()
         hidden: Tensor = output.hidden_states[-1].float()
         return (hidden * weights).sum(1) / weights.sum(1)
+
+    def decode(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[Mapping[str, Tensor]],
+        *,
+        stops: Sequence[int],
+        max_new_tokens: int,
+        choose: Choose = likeliest,
+        on_token: Callable[[int, int], bool] = lambda prompt, token: True,
+    ) -> list[list[int]]:
+        """Return each prompt's answer by the adapter it names, all in one batch; needs the fast path.
+
+        Arguments are those of `fedit.model.fast.decode.decode`.
+        """
+        return decode(
+            self._fast,
+            *self._ready(adapters),
+            prompts,
+            stops=stops,
+            max_new_tokens=max_new_tokens,
+            tokens_per_pass=self.tokens_per_pass,
+            choose=choose,
+            on_token=on_token,
+        )
 
     def generate(
         self, ids: Tensor, mask: Tensor, config: GenerationConfig, streamer: BaseStreamer | None = None

@@ -8,8 +8,9 @@ from oracle import load
 from tiny import random_adapter, save_model
 
 from fedit.evaluation import generate as module
-from fedit.evaluation.generate import answer
+from fedit.evaluation.generate import answer, answers
 from fedit.model.adapted import AdaptedModel
+from fedit.model.fast.decode import Prompt
 from fedit.model.loading import load_base
 from fedit.model.sources import resolve_model
 
@@ -69,14 +70,31 @@ def test_an_answer_ends_before_any_stop_token(ready, tokenizer):
     assert len(expected[0]) <= 3
 
 
-def test_many_prompts_keep_their_order(ready, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "PROMPTS_PER_PASS", 4)
-    model, _ = ready("llama")
-    prompts = [PROMPTS[i % 4] + [i] for i in range(11)]
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_many_prompts_of_several_adapters_keep_their_order(ready, tokenizer, monkeypatch, kind):
+    monkeypatch.setitem(module.MOST_PROMPTS, "cpu", 4)
+    model, _ = ready(kind)
+    adapters = [model.read(), random_adapter(model, 2)]
+    prompts = [Prompt(PROMPTS[i % 4] + [i], i % 3 % 2) for i in range(11)]
     told = []
-    found = answer(model, tokenizer, prompts, stop={EOS}, max_new_tokens=3, on_pass=told.append)
-    assert found == [answer(model, tokenizer, [prompt], stop={EOS}, max_new_tokens=3)[0] for prompt in prompts]
-    assert told == [3, 7, 11]  # passes of nearly equal size
+    options = {"stop": {EOS}, "max_new_tokens": 3}
+    found = answers(model, tokenizer, prompts, adapters, on_batch=told.append, **options)
+    assert [found[i] for i in range(11)] == [
+        answers(model, tokenizer, [prompt], adapters, **options)[0] for prompt in prompts
+    ]
+    # Batches of nearly equal size; where transformers answers, the last is the second adapter's.
+    assert told == [3, 7, 11]
+
+
+def test_shares_are_whole_batches_and_together_everything(ready, tokenizer):
+    model, _ = ready("llama")
+    prompts = [Prompt(PROMPTS[i % 4] + [i]) for i in range(50)]
+    options = {"stop": {EOS}, "max_new_tokens": 2, "places": 3}
+    shares = [answers(model, tokenizer, prompts, [model.read()], share=(k, 4), **options) for k in range(4)]
+    assert [len(share) for share in shares] == [16, 17, 17, 0]
+    whole = answers(model, tokenizer, prompts, [model.read()], **options)
+    assert {index: text for share in shares for index, text in share.items()} == whole
+    assert set(whole) == set(range(50))
 
 
 def test_nothing_is_drawn_and_nothing_moves(ready, tokenizer, keep_global_state):

@@ -9,7 +9,7 @@ from oracle import load, row_loss
 from tiny import make_rows, random_adapter
 
 from fedit.data.tokens import TokenRow
-from fedit.evaluation.loss import LossReport, held_out_loss
+from fedit.evaluation.loss import LossReport, held_out_loss, row_losses
 from fedit.model import adapted
 
 ROWS = make_rows([19, 7, 30, 12, 25])
@@ -69,6 +69,23 @@ def test_padded_and_packed_architectures_alike(adapted, kind):
     assert together.loss == pytest.approx(
         sum(r.loss * r.tokens for r in alone) / sum(r.tokens for r in alone), rel=1e-7
     )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_several_adapters_together_lose_what_each_loses_alone(adapted, kind):
+    model = adapted(kind)
+    adapters = [random_adapter(model, seed) for seed in range(3)]
+    rows = [ROWS, ROWS[:2], ROWS[1:]]
+    together = row_losses(model, adapters, rows)
+    for adapter, own, found in zip(adapters, rows, together, strict=True):
+        (alone,) = row_losses(model, [adapter], [own])
+        torch.testing.assert_close(found.sums, alone.sums, rtol=1e-12, atol=0)
+        assert torch.equal(found.counts, alone.counts)
+        assert torch.equal(found.correct, alone.correct)
+    shares = [row_losses(model, adapters, rows, (k, 2)) for k in range(2)]
+    for index, found in enumerate(together):
+        assert torch.equal(found.sums, shares[0][index].sums + shares[1][index].sums)
+    assert len({float(found.sums.sum()) for found in together}) == 3
 
 
 def test_rows_without_targets_do_not_count(model, losses):

@@ -101,6 +101,7 @@ def _layer(layer: Part, config: PretrainedConfig, index: int, namer: _Namer) -> 
     if hasattr(attention, "q_norm"):
         head_norms = (_norm(attention.q_norm, config), _norm(attention.k_norm, config))
     return LayerSpec(
+        index=index,
         attention_norm=_norm(layer.input_layernorm, config),
         qkv=namer.group(*qkv),
         heads=_heads(attention, config),

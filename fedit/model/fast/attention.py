@@ -75,9 +75,10 @@ class Rotation:
             torch.mul(x[..., 2 * self.half :], scale, out=out[..., 2 * self.half :])
 
 
-def _turn(
+def turn(
     rotation: Rotation | None, x: Tensor, out: Tensor, start: int, scale: float, *, inverse: bool = False
 ) -> None:
+    """Write x, scaled and, where there is a rotation, rotated into ``out``; see `Rotation.apply`."""
     if rotation is None:
         torch.mul(x, scale, out=out)
     else:
@@ -202,10 +203,10 @@ def _prepare(
     q, k, v = _columns(qkv, group, heads)
     batch = (group.count, heads.keys)
     turned = q.new_empty(*batch, group.length, share, heads.dim)
-    _turn(rotation, q, turned.permute(0, 2, 1, 3, 4), group.start, heads.scale)
+    turn(rotation, q, turned.permute(0, 2, 1, 3, 4), group.start, heads.scale)
     keys = k.new_empty(*batch, before + group.length, heads.dim)
     values = torch.empty_like(keys)
-    _turn(rotation, k, keys[:, :, before:].transpose(1, 2), group.start, 1.0)
+    turn(rotation, k, keys[:, :, before:].transpose(1, 2), group.start, 1.0)
     values[:, :, before:].copy_(v.transpose(1, 2))
     if group.prefix:
         first = done[group.prefix[0]]
@@ -233,8 +234,8 @@ def _collect(
     share = heads.queries // heads.keys
     q, k, v = _columns(d_qkv, group, heads)
     own = dq.view(group.count, heads.keys, group.length, share, heads.dim).permute(0, 2, 1, 3, 4)
-    _turn(rotation, own, q, group.start, heads.scale, inverse=True)
-    _turn(rotation, dk.transpose(1, 2), k, group.start, 1.0, inverse=True)
+    turn(rotation, own, q, group.start, heads.scale, inverse=True)
+    turn(rotation, dk.transpose(1, 2), k, group.start, 1.0, inverse=True)
     v.copy_(dv.transpose(1, 2))
 
 

@@ -61,6 +61,12 @@ class Head:
                 torch.mm(logits, self.weight, out=scores.gradient[rows])
         return scores
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the scores of every token after x (rows, width): float32 (rows, vocabulary), for few rows."""
+        logits = torch.mm(x, self.weight.T)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
     def _workspace(self, dtype: torch.dtype, rows: int) -> Tensor:
         """Return memory for a chunk's logits, the same in every call: fresh pages cost more than the sums."""
         if dtype not in self._memory:

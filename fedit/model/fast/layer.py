@@ -14,6 +14,7 @@ from fedit.model.fast import attention, fused, linear, varlen
 from fedit.model.fast.attention import Heads, Masks, Rotation, SavedGroup
 from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved, Spans
+from fedit.model.fast.past import Past
 from fedit.model.fast.varlen import Bounds, Kernel, SavedRows
 
 
@@ -88,11 +89,13 @@ ACTIVATIONS: dict[str, Gate] = {
 class LayerSpec:
     """The frozen parts of a layer.
 
+    index:       place in the model.
     rotary:      name of the layer's rotary positions; None: it has none.
     head_norms:  norms of each query's and key's head before rotation, as Qwen 3 has them.
     *_after:     norms of what attention and MLP give, before it is added, as Gemma 2 has them.
     """
 
+    index: int
     attention_norm: Norm
     qkv: Group
     heads: Heads
@@ -117,6 +120,7 @@ class Context:
 
     spans:  of each client's tokens; rotations: by name, for every slot.
     kernel: attention over rows of any lengths, which lie at ``bounds``; None: it runs in blocks of the layout.
+    past:   keys and values before the pass, whose tokens are one a row; None: rows begin in the pass.
     """
 
     layout: Layout
@@ -127,6 +131,7 @@ class Context:
     dropout: Dropout | None
     kernel: Kernel | None
     bounds: Bounds | None
+    past: Past | None
 
     @property
     def rate(self) -> float:
@@ -232,6 +237,8 @@ def attend_backward(
 def _mix(spec: LayerSpec, qkv: Tensor, context: Context) -> tuple[Tensor, list[SavedGroup] | SavedRows]:
     """Return attention's output (tokens, queries * dim) and what its backward pass needs."""
     rotation = None if spec.rotary is None else context.rotations[spec.rotary]
+    if context.past is not None:
+        return context.past.attend(spec.index, qkv, spec.heads, rotation), []
     if context.kernel is not None and context.bounds is not None:
         return varlen.forward(context.kernel, qkv, context.bounds, spec.heads, rotation)
     layout = context.layout

@@ -1,6 +1,6 @@
 """The whole pass: embedding, layers, head; one autograd function whose backward pass is written by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +22,17 @@ from fedit.model.fast.layer import (
 )
 from fedit.model.fast.layout import Layout, lay_out, shared_prefixes
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
+from fedit.model.fast.past import Past
 from fedit.model.fast.varlen import Bounds, Kernel
+
+Staged = list[list[Factors | None]]
+"""Per layer and group of linear layers, the factors of a pass's clients."""
 
 
 @dataclass(slots=True)
-class _SavedLayer:
+class SavedLayer:
+    """What a layer's backward pass needs."""
+
     attention: SavedAttention
     mlp: SavedMlp
 
@@ -60,6 +66,12 @@ class FastModel:
                 lengths[index] -= length
         return lengths, shared
 
+    def stage(self, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Staged:
+        """Return the factors of ``adapters``, one per client of a layout, as a pass multiplies them."""
+        return [
+            [linear.stage(group, adapters, scales) for group in spec.groups()] for spec in self.architecture.layers
+        ]
+
     def log_probabilities(
         self,
         layout: Layout,
@@ -82,7 +94,7 @@ class FastModel:
     ) -> tuple[Tensor, Tensor]:
         """Return (log-probability, whether it is the likeliest token) of every target; nothing is kept."""
         with torch.no_grad():
-            scores = _Pass(self, layout, adapters, scales, None, keep=False).forward(gradient=False)
+            scores = Pass(self, layout, self.stage(adapters, scales), None, keep=False).forward(gradient=False)
         assert scores.likeliest is not None
         return scores.log_probability, scores.likeliest
 
@@ -94,14 +106,14 @@ class FastModel:
         inputs: Sequence[Tensor],
     ) -> list[Tensor]:
         """Return what each layer makes of an input (tokens, width) of its own; the last one only at targets."""
-        current = _Pass(self, layout, adapters, scales, None, keep=False)
+        current = Pass(self, layout, self.stage(adapters, scales), None, keep=False)
         return [current.layer(index, x, None)[0] for index, x in enumerate(inputs)]
 
 
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model, layout, adapters, scales, dropout, *inputs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN205
-        current = _Pass(model, layout, adapters, scales, dropout, keep=True)
+        current = Pass(model, layout, model.stage(adapters, scales), dropout, keep=True)
         scores = current.forward(gradient=True)
         ctx.current = current
         ctx.gradient = scores.gradient
@@ -127,26 +139,23 @@ class _Run(torch.autograd.Function):
         return (None,) * 5 + tuple(gradients)
 
 
-class _Pass:
-    """One forward pass and, if it was kept, its backward pass."""
+class Pass:
+    """One forward pass and, if it was kept, its backward pass; ``past``: what came before its tokens."""
 
     def __init__(
         self,
         model: FastModel,
         layout: Layout,
-        adapters: Sequence[Mapping[str, Tensor]],
-        scales: Sequence[float],
+        factors: Staged,
         dropout: Dropout | None,
         *,
         keep: bool,
+        past: Past | None = None,
     ) -> None:
         self.model = model
         self.keep = keep
         self.layers = model.architecture.layers
-        self.factors: list[list[Factors | None]] = [
-            [linear.stage(group, adapters, scales) for group in spec.groups()] for spec in self.layers
-        ]
-        self.num_clients = len(adapters)
+        self.factors = factors
         self.layout = layout
         slots = layout.positions if layout.slots is None else layout.positions[layout.slots]
         rotations = {name: self._rotation(name, slots) for name in model.architecture.rotations()}
@@ -160,25 +169,31 @@ class _Pass:
             dropout,
             model.kernel,
             Bounds.of(layout.lengths, slots.device) if layout.lengths else None,
+            past,
         )
         self.target_spans = Spans(layout.target_spans, slots.device)
-        self.saved: list[_SavedLayer] = []
+        self.saved: list[SavedLayer] = []
 
     def forward(self, *, gradient: bool) -> Scores:
         """Return the scores of all targets."""
+        return self.model.architecture.head.score(self.hidden(), self.layout.targets, gradient=gradient)
+
+    def hidden(self, on_layer: Callable[[int, SavedLayer], None] = lambda index, saved: None) -> Tensor:
+        """Return the head's input (targets, width); ``on_layer`` sees what each layer would save."""
         x = self.model.architecture.embed(self.layout.ids).to(self.model.precise)
         for index in range(len(self.layers)):
             x, saved = self.layer(index, x, None)
+            on_layer(index, saved)
             if self.keep:
                 self.saved.append(_forget(saved) if self.model.recompute else saved)
         normed, rate = self.model.architecture.norm.forward(x, self.model.dtype)
         self.last = (x, rate) if self.keep else None
-        return self.model.architecture.head.score(normed, self.layout.targets, gradient=gradient)
+        return normed
 
     def backward(self, d_normed: Tensor) -> Gradients:
         """Return each client's gradients by name, for that of the head's input (targets, width)."""
         assert self.last is not None
-        gradients: Gradients = [{} for _ in range(self.num_clients)]
+        gradients: Gradients = [{} for _ in self.layout.spans]
         dx = self.model.architecture.norm.backward(d_normed, *self.last)
         lowest = self._lowest()
         for index in reversed(range(len(self.layers))):
@@ -191,7 +206,7 @@ class _Pass:
             dx = below
         return gradients
 
-    def layer(self, index: int, x: Tensor, redo: _SavedLayer | None) -> tuple[Tensor, _SavedLayer]:
+    def layer(self, index: int, x: Tensor, redo: SavedLayer | None) -> tuple[Tensor, SavedLayer]:
         """Return a layer's output and what its backward pass needs."""
         spec, factors, context = self.layers[index], self.factors[index], self.context
         after, attention = attend(spec, factors, x, context, redo.attention if redo else None)
@@ -200,10 +215,10 @@ class _Pass:
             # After the last attention tokens no longer meet: go on with those that predict a target.
             after, spans = after[self.layout.at], self.target_spans
         after, mlp = feed(spec, factors, after, context, spans, redo.mlp if redo else None)
-        return after, _SavedLayer(attention, mlp)
+        return after, SavedLayer(attention, mlp)
 
     def _layer_backward(
-        self, index: int, dx: Tensor, saved: _SavedLayer, gradients: Gradients, lowest: tuple[int, int]
+        self, index: int, dx: Tensor, saved: SavedLayer, gradients: Gradients, lowest: tuple[int, int]
     ) -> Tensor | None:
         spec, factors, context = self.layers[index], self.factors[index], self.context
         last = index == len(self.layers) - 1
@@ -233,13 +248,13 @@ class _Pass:
         return Rotation(cos[0], sin[0])
 
 
-def _forget(saved: _SavedLayer) -> _SavedLayer:
+def _forget(saved: SavedLayer) -> SavedLayer:
     """Return what a second forward pass over a layer needs: its input and its dropout masks."""
     for part in (saved.attention.qkv, saved.attention.o, saved.mlp.joined, saved.mlp.down):
         part.u = None
     nothing = torch.empty(0)
     attention, mlp = saved.attention, saved.mlp
-    return _SavedLayer(
+    return SavedLayer(
         SavedAttention(attention.x, nothing, attention.qkv, None, [], None, attention.o, None),
         SavedMlp(nothing, nothing, nothing, mlp.joined, mlp.down, None),
     )
