@@ -7,6 +7,7 @@ from fedit import cohort
 from fedit.data.tokens import TokenRow
 from fedit.events import Event
 from fedit.prepare import Job
+from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
 from fedit.types import ClientInfo, LocalTraining
 
@@ -50,50 +51,68 @@ class ArmRows(Mapping[str, Sequence[TokenRow]]):
         return len(self._members)
 
 
-def federated(job: Job) -> Arm:
-    """Return the federation that the job describes."""
+def federated(job: Job, strategy: str | None = None) -> Arm:
+    """Return the federation that the job describes; strategy: another algorithm, at its default options."""
 
     def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
 
     members = {client: [client] for client in job.clients}
     return Arm(
-        FEDERATED,
+        f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
-        job.strategy,
+        build_strategy(strategy, {}) if strategy else job.strategy,
         choose,
         lambda round: job.training(),
         job.config.min_clients,
     )
 
 
-def baselines(job: Job, federated_events: Sequence[Event]) -> list[Arm]:
-    """Return the arms that ``compare`` asks for, at budgets taken from the federation's own events.
-
-    Every baseline is one client that trains without interruption: its optimizer is kept.
-    - local:<client> takes the steps that the client would have taken had it been in every cohort.
-    - local_total:<client> and centralised take, round by round, the tokens that the whole cohort took.
-    """
-    tokens = {
+def tokens_by_round(federated_events: Sequence[Event]) -> dict[int, int]:
+    """Return the tokens that the whole cohort took in every round of a federation, from its events."""
+    return {
         int(str(event["round"])): int(str(event["tokens"]))
         for event in federated_events
         if event["event"] == "round"
     }
-    own = replace(job.training(), keep_optimizer=True)
-    shared = budget(own, tokens)
-    rounds = max(tokens, default=0)
-    arms: list[Arm] = []
+
+
+def baseline_names(job: Job) -> list[str]:
+    """Return the names of the baselines that ``compare`` asks for."""
+    names: list[str] = []
     if "local" in job.config.compare:
         for client in list(job.clients)[: job.config.compare_clients]:
-            arms.append(_single(f"local:{client}", client, [client], rounds, lambda round: own))
-            arms.append(_single(f"local_total:{client}", client, [client], rounds, shared))
-    if "centralised" in job.config.compare:
-        arms.append(_single("centralised", "everyone", list(job.clients), rounds, shared))
-    return arms
+            names += [f"local:{client}", f"local_total:{client}"]
+    return names + ["centralised"] * ("centralised" in job.config.compare)
 
 
-def budget(training: LocalTraining, tokens: dict[int, int]) -> Callable[[int], LocalTraining]:
+def named(job: Job, name: str, tokens: Mapping[int, int], *, learning_rate: float | None = None) -> Arm:
+    """Return the arm of a name; baselines get budgets from the federation's ``tokens`` of every round.
+
+    Every baseline is one client that trains without interruption: its optimizer is kept.
+    - local:<client> takes the steps that the client would have taken had it been in every cohort.
+    - local_total:<client> and centralised take, round by round, the tokens that the whole cohort took.
+    - federated and federated:<strategy> are the job's federation.
+
+    learning_rate: where it is not the job's.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == FEDERATED:
+        arm = federated(job, rest or None)
+    else:
+        own = replace(job.training(), keep_optimizer=True)
+        rounds = max(tokens, default=job.config.num_rounds)
+        members = list(job.clients) if kind == "centralised" else [rest]
+        budgeted = (lambda round: own) if kind == "local" else budget(own, tokens)
+        arm = _single(name, rest or "everyone", members, rounds, budgeted)
+    if learning_rate is None:
+        return arm
+    training = arm.training
+    return replace(arm, training=lambda round: replace(training(round), learning_rate=learning_rate))
+
+
+def budget(training: LocalTraining, tokens: Mapping[int, int]) -> Callable[[int], LocalTraining]:
     """Return local training whose round ends when it has seen the tokens given for that round."""
     return lambda round: replace(training, steps=None, epochs=None, tokens=max(tokens[round], 1))
 

@@ -1,10 +1,10 @@
 """Arms beside the federation: baselines, trained side by side where there are workers, and what all arms score."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedit import arms
-from fedit.arms import Arm
-from fedit.compute import Compute, Workers
+from fedit.compute import ArmWork, Compute, Workers
 from fedit.engines.pool import Event
 from fedit.errors import RunFolderError
 from fedit.events import EventLog, Listener
@@ -19,26 +19,32 @@ def compare(
     job: Job, compute: Compute, federated: Trained, folder: Path, listener: Listener | None
 ) -> list[ArmResult]:
     """Train and score the baselines that the job asks for; those that are done already are only read."""
-    if not job.config.compare:
-        return []
-    baselines = arms.baselines(job, federated.events)
-    waiting = [arm for arm in baselines if not (arm_folder(folder, arm.name) / "answers.json").is_file()]
+    names = arms.baseline_names(job)
+    tokens = arms.tokens_by_round(federated.events)
+    waiting = [name for name in names if not (arm_folder(folder, name) / "answers.json").is_file()]
+    # The long ones first, so that no worker is left with one at the end.
+    waiting.sort(key=lambda name: name.startswith("local:"))
+    train_arms(job, compute, [ArmWork(name, arm_folder(folder, name), tokens) for name in waiting], listener)
+    return [_read_arm(job, name, arm_folder(folder, name)) for name in names]
+
+
+def train_arms(job: Job, compute: Compute, work: Sequence[ArmWork], listener: Listener | None) -> None:
+    """Train whole arms, side by side where there are workers, from where each of them is to its end."""
     if isinstance(compute, Workers):
-        # The long ones first, so that no worker is left with one at the end.
-        names = [arm.name for arm in sorted(waiting, key=lambda arm: arm.name.startswith("local:"))]
-        compute.train_arms(names, listener or _ignore)
+        compute.train_arms(work, listener or _ignore)
     else:
-        for arm in waiting:
-            train_and_score(job, compute, arm, arm_folder(folder, arm.name), listener)
-    return [_read_arm(job, arm, arm_folder(folder, arm.name)) for arm in baselines]
+        for one in work:
+            train_arm(job, compute, one, listener)
 
 
-def train_and_score(job: Job, compute: Compute, arm: Arm, folder: Path, listener: Listener | None) -> None:
-    """Run one baseline from where it is to its end."""
-    log = EventLog(folder, listener, arm=arm.name)
-    trained = train(job, compute, arm, folder, log)
-    compute.export(trained.adapter, trained.round, folder / "adapter")
-    score_arm(job, compute, arm.name, trained, folder, log)
+def train_arm(job: Job, compute: Compute, work: ArmWork, listener: Listener | None) -> None:
+    """Train one arm from where it is to its end; let it answer the held-out prompts if it is to be graded."""
+    arm = arms.named(job, work.name, work.tokens, learning_rate=work.learning_rate)
+    log = EventLog(work.folder, listener, arm=work.label or work.name)
+    trained = train(job, compute, arm, work.folder, log)
+    compute.export(trained.adapter, trained.round, work.folder / "adapter")
+    if work.graded:
+        score_arm(job, compute, arm.name, trained, work.folder, log)
 
 
 def score_base(job: Job, compute: Compute, federated: Trained, folder: Path, log: EventLog) -> ArmResult:
@@ -72,10 +78,10 @@ def arm_folder(folder: Path, name: str) -> Path:
     return folder / "arms" / (f"{kind}.{safe_name(client)}" if client else kind)
 
 
-def _read_arm(job: Job, arm: Arm, folder: Path) -> ArmResult:
+def _read_arm(job: Job, name: str, folder: Path) -> ArmResult:
     """Return what a baseline that is done left in its folder."""
-    trained = read_trained(job, folder, EventLog(folder, arm=arm.name))
-    result = ArmResult.read(arm.name, trained, folder / "answers.json")
+    trained = read_trained(job, folder, EventLog(folder, arm=name))
+    result = ArmResult.read(name, trained, folder / "answers.json")
     if result is None:
         raise RunFolderError(f"{folder} holds no answers although its arm is done; start a new run.")
     return result

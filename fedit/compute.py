@@ -1,12 +1,14 @@
 """Where a job's work is done: in this process, or shared out over worker processes. The results are the same."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from fedit.arms import Arm, ArmRows
 from fedit.card import write_adapter
 from fedit.engines.base import Engine
+from fedit.engines.frames import Header
 from fedit.engines.inprocess import InProcess
 from fedit.engines.messages import WorkerError
 from fedit.engines.pool import Event, Lost, Pool, Reply, Request
@@ -27,6 +29,35 @@ OnBatch = Callable[[int], None]
 WHOLE = (0, 1)
 SHARES = 4
 """Shares of an evaluation for each worker, so that none waits long for another at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmWork:
+    """An arm that is to be trained to its end in one place.
+
+    tokens:        of every round of the federation, from which baselines take their budgets.
+    learning_rate: where it is not the job's; label: what its events are said to be about, where not its name.
+    graded:        whether it then answers the held-out prompts.
+    """
+
+    name: str
+    folder: Path
+    tokens: Mapping[int, int]
+    learning_rate: float | None = None
+    label: str | None = None
+    graded: bool = True
+
+    def as_header(self) -> dict[str, object]:
+        """Return the fields as JSON knows them."""
+        tokens = [[round, count] for round, count in self.tokens.items()]
+        return {**asdict(self), "folder": str(self.folder.absolute()), "tokens": tokens}
+
+    @classmethod
+    def from_header(cls, header: Header) -> "ArmWork":
+        """Return what `as_header` was asked of."""
+        names = [own.name for own in fields(cls)]
+        values: dict[str, Any] = {name: header[name] for name in names}
+        return cls(**{**values, "folder": Path(values["folder"]), "tokens": dict(values["tokens"])})
 
 
 class Compute(Protocol):
@@ -192,9 +223,9 @@ class Workers:
         """Return why the fast path was wanted and is not used; None where it is used or was not wanted."""
         return cast("str | None", self._ask("path").header["why_general"])
 
-    def train_arms(self, names: Sequence[str], listener: Callable[[Event], None]) -> None:
-        """Train and score whole baselines side by side; ``listener`` hears their events."""
-        requests = [Request({"do": "arm", "name": name}) for name in names]
+    def train_arms(self, work: Sequence[ArmWork], listener: Callable[[Event], None]) -> None:
+        """Train whole arms side by side; ``listener`` hears their events."""
+        requests = [Request({"do": "arm", **one.as_header()}) for one in work]
         for answer in self._pool.run(requests, lambda index, event: listener(event)):
             _delivered(answer)
 

@@ -257,3 +257,62 @@ class RunConfig(BaseModel):
             "partition_file": "path",
         }
         return {theirs: getattr(self, ours) for ours, theirs in names.items() if getattr(self, ours) is not None}
+
+
+ArmKind = Literal["base", "local", "local_total", "centralised", "federated"]
+"""What a study compares: the untouched base, clients alone at two budgets, all rows in one place, federations."""
+
+
+class StudyConfig(BaseModel):
+    """What ``fedit study`` adds to a job: its section ``study``."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, strict=False
+    )
+
+    arms: list[ArmKind] = Field(["base", "local", "local_total", "centralised", "federated"])
+    """What is compared: base, local (a client's own steps), local_total (the federation's tokens), centralised,
+    federated."""
+    strategies: list[str] = Field([])
+    """Strategies to federate with, at their default options. Default: the job's own."""
+    seeds: PositiveInt | list[int] = Field(1)
+    """How many seeds, counted from the job's, or which: each deals, draws and trains anew."""
+    learning_rates: list[float] = Field([])
+    """Rates that every arm chooses from by its validation loss at the first seed. Default: the job's alone."""
+    local_clients: PositiveInt | Literal["kinds"] | list[str] = Field("kinds")
+    """Clients that train alone: kinds (the paper's: two of one category, one of two, as far as there are any), the
+    first so many, or ids."""
+    questions: list[str] = Field([])
+    """Question sets that every arm answers at the first seed: names or JSONL files."""
+    question_tokens: PositiveInt = Field(256)
+    """Longest answer to a question of these sets."""
+    generate: bool = Field(True)
+    """Answer the held-out instructions too: exact match and ROUGE-L; off: losses alone."""
+    resamples: PositiveInt = Field(2000)
+    """Bootstrap resamples behind every interval."""
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds there are."""
+        return self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+
+    def seeds_from(self, first: int) -> list[int]:
+        """Return the seeds; counted from ``first`` where only their number is given."""
+        return list(range(first, first + self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.arms:
+            raise ValueError("arms is empty; name at least one")
+        needy = sorted({"local_total", "centralised"} & set(self.arms))
+        if needy and "federated" not in self.arms:
+            raise ValueError(f"{' and '.join(needy)} take the federation's tokens; add federated to arms")
+        for name in ("arms", "strategies", "seeds", "learning_rates", "local_clients", "questions"):
+            values = getattr(self, name)
+            if isinstance(values, list) and len(set(values)) < len(values):
+                raise ValueError(f"{name} names something twice")
+        if isinstance(self.seeds, list) and (not self.seeds or min(self.seeds) < 0):
+            raise ValueError("seeds must be whole numbers from 0")
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise ValueError("learning_rates must be above 0")
+        return self

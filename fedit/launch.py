@@ -68,14 +68,14 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
             f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
         )
     check_writable(folder)
-    with only_worker(folder), _pool(config, folder, config.num_threads) as pool:
+    with only_worker(folder), pool_of(config, folder, config.num_threads) as pool:
         job = prepare(config, _teller(listener))
         write_text(folder / "resolved.yaml", to_yaml(config))
         write_json(folder / "environment.json", environment())
         job.partition.save(folder / "partition.json")
         write_json(folder / "run.json", identity_of(job))
         with closing(job):
-            return _go(job, _compute(job, pool, folder), folder, listener)
+            return _go(job, compute_of(job, pool, folder), folder, listener)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -91,7 +91,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     config = _same_settings(folder, identity)
     threads = identity.get("num_threads")
     num_threads = threads if isinstance(threads, int) else None
-    with only_worker(folder), _pool(config, folder, num_threads) as pool:
+    with only_worker(folder), pool_of(config, folder, num_threads) as pool:
         for place in (folder, *folder.glob("arms/*")):
             remove_leftovers(place)
         job = prepare(config, _teller(listener), num_threads)
@@ -99,7 +99,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
         if isinstance(width := identity.get("stack_width"), int):
             job.stack_width = width
         with closing(job):
-            return _go(job, _compute(job, pool, folder), folder, listener)
+            return _go(job, compute_of(job, pool, folder), folder, listener)
 
 
 def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
@@ -123,7 +123,7 @@ def _check_same(job: Job, folder: Path, identity: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def _pool(config: RunConfig, folder: Path, num_threads: int | None) -> Iterator[Pool]:
+def pool_of(config: RunConfig, folder: Path, num_threads: int | None) -> Iterator[Pool]:
     """Start the workers of a run, which load their libraries while this process prepares; none where one suffices.
 
     num_threads: threads of a worker; None: the default.
@@ -143,7 +143,7 @@ def _pool(config: RunConfig, folder: Path, num_threads: int | None) -> Iterator[
             logs.rmdir()
 
 
-def _compute(job: Job, pool: Pool, folder: Path) -> Compute:
+def compute_of(job: Job, pool: Pool, folder: Path) -> Compute:
     """Return where the job's work is done: in the pool if it has several workers that fit into memory."""
     header = {
         "config": job.config.model_dump(mode="json"),

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fedit import arms
-from fedit.comparison import arm_folder, train_and_score
-from fedit.compute import Here, Part, losses_as_tensors
+from fedit.comparison import train_arm
+from fedit.compute import ArmWork, Here, Part, losses_as_tensors
 from fedit.config import RunConfig
 from fedit.engines.frames import Header, write_frame
 from fedit.engines.messages import error_header, join, read_task, result_frame
-from fedit.events import EventLog
 from fedit.model.fast.decode import Prompt
 from fedit.prepare import prepare
 from fedit.tensors import can_flatten, flatten
@@ -106,9 +105,7 @@ class Service:
         return {}, {}
 
     def _arm(self, header: Header, sets: dict[str, Tensors]) -> Answer:
-        name = cast(str, header["name"])
-        baselines = {arm.name: arm for arm in arms.baselines(self._job, EventLog(self._folder).read())}
-        train_and_score(self._job, self._here, baselines[name], arm_folder(self._folder, name), self._tell)
+        train_arm(self._job, self._here, ArmWork.from_header(header), self._tell)
         return {}, {}
 
 

@@ -5,13 +5,19 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union, get_args, get_origin
+from typing import TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from fedit.config import SECTIONS, Columns, RunConfig
+from fedit.config import SECTIONS, Columns, RunConfig, StudyConfig
 from fedit.errors import ConfigError, did_you_mean
+
+STUDY = "study."
+"""What the names of a study's settings begin with, outside their section."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 SYNONYMS: dict[str, str] = {
     "base_model": "model",
@@ -60,10 +66,11 @@ SYNONYMS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A valid job and where each value that is not a default came from."""
+    """A valid job, what a study adds to it, and where each value that is not a default came from."""
 
     config: RunConfig
     origins: Mapping[str, str] = field(default_factory=dict)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 def load(
@@ -83,8 +90,14 @@ def load(
     _merge([_parse_override(text) for text in overrides], values, origins, problems)
     given = [(name, value, f"--{name}") for name, value in (flags or {}).items() if value is not None]
     _merge(given, values, origins, problems)
-    config = _validate(values, origins, problems)
-    return Settings(config, origins)
+    own = {name.partition(".")[2]: value for name, value in values.items() if name.startswith(STUDY)}
+    places = {name.partition(".")[2]: where for name, where in origins.items() if name.startswith(STUDY)}
+    study = _validate(StudyConfig, own, places, problems)
+    rest = {name: value for name, value in values.items() if not name.startswith(STUDY)}
+    config = _validate(RunConfig, rest, origins, problems)
+    if problems or config is None or study is None:
+        raise ConfigError("\n".join(problems))
+    return Settings(config, origins, study)
 
 
 def load_config(job: str | Path | None = None, **changes: object) -> RunConfig:
@@ -109,7 +122,10 @@ def from_values(values: Mapping[str, object], where: str) -> RunConfig:
     origins: dict[str, str] = {}
     problems: list[str] = []
     _merge([(name, value, where) for name, value in values.items()], flat, origins, problems)
-    return _validate(flat, origins, problems)
+    config = _validate(RunConfig, flat, origins, problems)
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def recipe_folder() -> Path:
@@ -187,8 +203,9 @@ def _flatten(
     found: list[tuple[str, object, str]] = []
     for key, value in values.items():
         # "model" is a section and a setting: it is the section when it holds settings.
-        if key in SECTIONS and isinstance(value, dict):
-            found += [(str(k), v, where((str(key), str(k)))) for k, v in value.items()]
+        if key in (*SECTIONS, "study") and isinstance(value, dict):
+            prefix = STUDY if key == "study" else ""
+            found += [(f"{prefix}{k}", v, where((str(key), str(k)))) for k, v in value.items()]
         else:
             found.append((str(key), value, where((str(key),))))
     return found
@@ -219,7 +236,14 @@ def _merge(
         head, _, tail = name.partition(".")
         if head in SECTIONS and tail.partition(".")[0] in RunConfig.model_fields:
             head, _, tail = tail.partition(".")
-        if head not in RunConfig.model_fields:
+        if head == STUDY.rstrip("."):
+            if tail not in StudyConfig.model_fields:
+                guess = did_you_mean(tail, StudyConfig.model_fields).rstrip(".")
+                problems.append(f"{where}: unknown setting '{name}' of a study{guess}")
+            else:
+                values[name] = value
+                origins[name] = where
+        elif head not in RunConfig.model_fields:
             problems.append(f"{where}: unknown setting '{name}'{_suggest(head)}")
         elif tail:
             inner = values.get(head)
@@ -236,44 +260,58 @@ def _suggest(name: str) -> str:
     return did_you_mean(name, RunConfig.model_fields).rstrip(".")
 
 
-def _validate(values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]) -> RunConfig:
-    repaired = {name: _repair(name, value) for name, value in values.items()}
+def _validate(
+    model: type[Model], values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]
+) -> Model | None:
+    """Return the settings of ``model``; None, and what is wrong among ``problems``, where they are not valid."""
+    repaired = {name: _repair(model, name, value) for name, value in values.items()}
     try:
-        config = RunConfig(**repaired)  # type: ignore[arg-type]  # pydantic checks them
+        return model(**repaired)
     except ValidationError as error:
         for item in error.errors():
-            name = ".".join(
-                str(part) for part in item["loc"] if isinstance(part, str) and not part.startswith("function")
-            )
-            head = name.split(".")[0]
-            message = item["msg"].removeprefix("Value error, ")
-            if head not in RunConfig.model_fields:
-                problems.append(message)
-                continue
-            if item["type"] == "extra_forbidden" and head == "columns":
-                message = f"unknown column role{did_you_mean(name.split('.')[-1], Columns.model_fields)}"
-            text = (
-                f"{origins.get(head, 'default')}: {name} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
-            )
+            text = _problem(model, item, origins)
             if text not in problems:
                 problems.append(text)
-        raise ConfigError("\n".join(problems)) from None
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return config
+    return None
 
 
-def _repair(name: str, value: object) -> object:
+def _problem(model: type[BaseModel], item: ErrorDetails, origins: Mapping[str, str]) -> str:
+    """Return what pydantic found wrong, with its place."""
+    parts = [str(part) for part in item["loc"] if isinstance(part, str) and not part.startswith("function")]
+    # Where several types are possible, what follows names one of them.
+    name = ".".join(parts if parts[:1] == ["columns"] else parts[:1])
+    head = name.split(".")[0]
+    message = item["msg"].removeprefix("Value error, ")
+    if head not in model.model_fields:
+        return message
+    if item["type"] == "extra_forbidden" and head == "columns":
+        message = f"unknown column role{did_you_mean(name.split('.')[-1], Columns.model_fields)}"
+    return f"{origins.get(head, 'default')}: {name} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _repair(model: type[BaseModel], name: str, value: object) -> object:
     """Undo what YAML does to numbers such as 3e-4 (text) and to single names where a list is wanted."""
-    annotation = RunConfig.model_fields[name].annotation
+    annotation = model.model_fields[name].annotation
     if isinstance(value, str) and float in _members(annotation):
         try:
             return float(value)
         except ValueError:
             return value
-    if isinstance(value, str) and get_origin(annotation) is list:
-        return [part.strip() for part in value.split(",") if part.strip()]
+    lists = [own for own in (annotation, *get_args(annotation)) if get_origin(own) is list]
+    if lists and isinstance(value, str) and ("," in value or get_origin(annotation) is list):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif get_origin(annotation) is list and isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    if lists and isinstance(value, list) and get_args(lists[0]) == (float,):
+        return [_number(item) for item in value]
     return value
+
+
+def _number(value: object) -> object:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _members(annotation: object) -> tuple[object, ...]:

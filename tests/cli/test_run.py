@@ -171,7 +171,8 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
     here = compute.Here(ready)
     trained = federation.train(ready, here, arm, tmp_path / "run", log)
     here.seconds_per_token()
-    arms.baselines(ready, trained.events)
+    for name in arms.baseline_names(ready):
+        arms.named(ready, name, arms.tokens_by_round(trained.events)).training(1)
     from fedit.scoring import answer_held_out
 
     answer_held_out(ready, here, trained.adapter)
