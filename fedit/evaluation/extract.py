@@ -3,7 +3,8 @@
 import re
 from decimal import Decimal
 
-# Atomic groups (?>…): a number is never cut short to make the rest of a pattern fit.
+# Atomic groups (?>…) and possessive *+: a number is never cut short to make the rest of a pattern fit, and a long
+# run of spaces is looked at once.
 _NUMBER = (
     r"(?:(?<![\w)\]])[-\u2212][$€£¥₹]?|[$€£¥₹][-\u2212]?)?(?<!\w)(?<![0-9]\.)"
     r"(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
@@ -15,9 +16,9 @@ _MARKED_NUMBER = re.compile(rf"(?<!#)####[ \t*]*({_NUMBER})(?![.):][ \t]+\S)")
 # "A" and "I" are words, small letters are parts of lists: they need an end or punctuation after them.
 _AND_ANOTHER = r"(?![)\]]?\s*(?:,|/|&|(?:and|or)\b)\s*[(\[]?[A-HJ-Z](?![\w'\u2019]))"
 _LETTER = rf"(?:([B-HJ-Z])(?![\w'\u2019+#-])|([AIa-z])(?=[).:,;\]*\"]|\s*(?:\n|\Z))){_AND_ANOTHER}"
-_OPEN = r"[\s*_\"'(\[]*"
+_OPEN = r"[\s*_\"'(\[]*+"
 _STATED = re.compile(
-    rf"\b(?i:answer|option|choice)(?:\s+(?i:is|would be)\b\s*:?|[*_]*\s*:){_OPEN}(?:(?i:option)\s+)?{_LETTER}"
+    rf"\b(?i:answer|option|choice)(?:\s+(?i:is|would be)\b\s*+:?|[*_]*\s*:){_OPEN}(?:(?i:option)\s+)?{_LETTER}"
 )
 _AT_BEGINNING = re.compile(rf"\A{_OPEN}(?:(?i:option|choice)\s+)?{_LETTER}")
 _LISTED = re.compile(r"^[ \t*_(\[]*([A-Z])[).:\]]", re.MULTILINE)
@@ -32,7 +33,7 @@ def final_number(text: str) -> Decimal | None:
 
     >>> final_number("She pays $1,080.50 each year.")
     Decimal('1080.50')
-    >>> final_number("3 + 4 is #### 7. I hope 1 explanation is enough!")
+    >>> final_number("3 + 4 = 7 #### 7, which took 1 line.")
     Decimal('7')
     """
     if marked := _MARKED_NUMBER.search(text):

@@ -153,6 +153,11 @@ def test_there_are_25_kinds_and_each_has_examples():
     assert set(known_kinds()) == set(PLAIN) | set(BY_LANGUAGE)
 
 
+def test_the_page_about_evaluation_lists_every_kind():
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    assert [kind for kind in known_kinds() if f"`{kind}`" not in page.read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.parametrize(("kind", "kwargs", "answer", "expected"), ANSWERS)
 def test_a_kind_knows_answers_that_follow_it(kind, kwargs, answer, expected):
     assert check(kind, kwargs, "a prompt", answer) is expected

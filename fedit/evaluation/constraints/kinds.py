@@ -26,9 +26,8 @@ _PUNCTUATION = re.compile(r"[.,?!:;'\"\u2019\u201d*_]")
 _BULLET = re.compile(r"^[ \t]*[*-][ \t]+\S", re.MULTILINE)
 _RULED_LINE = re.compile(r"^[ \t]*(?:[*-][ \t]*){3,}$", re.MULTILINE)
 _HIGHLIGHT = re.compile(r"\*\*(?!\s)[^\n*]+\*\*|\*(?!\s)[^\n*]+\*")
-_PLACEHOLDER = re.compile(r"\[[^\[\]\n]*[^\[\]\s][^\[\]\n]*\]")
-_TITLE = re.compile(r"<<[^\n]*?[^\s<>][^\n]*?>>")
-_FENCE = re.compile(r"\A```(?:json)?\s*\n?(.*?)\n?\s*```\Z", re.DOTALL | re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\[([^\[\]\n]+)\]")
+_TITLE = re.compile(r"<<([^\n<>]+)>>")
 
 
 def known_kinds() -> tuple[str, ...]:
@@ -179,7 +178,7 @@ def _first_word_of_paragraph(arguments: Arguments) -> Rule:
 def _placeholders(arguments: Arguments) -> Rule:
     """At least so many placeholders such as [name]."""
     wanted = arguments.count("num_placeholders")
-    return lambda answer: len(_PLACEHOLDER.findall(answer)) >= wanted
+    return lambda answer: sum(bool(name.strip()) for name in _PLACEHOLDER.findall(answer)) >= wanted
 
 
 def _postscript(arguments: Arguments) -> Rule:
@@ -221,9 +220,12 @@ def _json(arguments: Arguments) -> Rule:
     """The whole answer is JSON, with or without a Markdown fence."""
 
     def test(answer: str) -> bool:
-        fenced = _FENCE.match(answer.strip())
+        text = answer.strip()
+        if text.startswith("```") and text.endswith("```"):
+            text = text[3:-3]
+            text = text[4:] if text[:4].lower() == "json" else text
         try:
-            json.loads(fenced[1] if fenced else answer, parse_constant=_refuse)
+            json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             return False
         return True
@@ -237,7 +239,7 @@ def _refuse(constant: str) -> object:
 
 def _title(arguments: Arguments) -> Rule:
     """A title <<like this>> on one line."""
-    return lambda answer: _TITLE.search(answer) is not None
+    return lambda answer: any(title.strip() for title in _TITLE.findall(answer))
 
 
 def _two_responses(arguments: Arguments) -> Rule:

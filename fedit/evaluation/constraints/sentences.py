@@ -3,7 +3,7 @@
 import re
 
 _END = re.compile(
-    r"[.!?\u2026]+[\"'\u201d\u2019)\]*_]*(?=\s|\Z)"
+    r"[.!?\u2026]++[\"'\u201d\u2019)\]*_]*+(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\u0964]+[\"'\u201d\u2019\u300d\u300f)\]]*"  # Chinese, Japanese, Hindi: no space needed
     r"|\n(?=[ \t]*[0-9]+[.)]\s)"  # before "2. Boil"
     r"|\Z"
