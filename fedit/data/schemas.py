@@ -1,10 +1,9 @@
 """The row formats in use: which fields make a row's instruction, context, answer and category."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedit.data.checks import compact, gsm8k_check
+from fedit.data.checks import check_of_field, gsm8k_check
 from fedit.data.examples import Example, Message
 from fedit.errors import DataError, UnknownName, did_you_mean
 
@@ -49,8 +48,9 @@ class Schema:
     def fits(self, row: Row) -> bool:
         """Return whether ``row`` has the fields of this format."""
         if not self.turns:
-            given = self.columns["instruction"] in row and self.columns["response"] in row
-            return given and not (self.solution and gsm8k_check(str(row[self.columns["response"]])) is None)
+            if self.columns["instruction"] not in row or self.columns["response"] not in row:
+                return False
+            return not self.solution or gsm8k_check(str(row[self.columns["response"]])) is not None
         turns = next((row[field] for field in self.turns if field in row), None)
         return isinstance(turns, list) and all(
             isinstance(turn, Mapping) and self.turn[0] in turn for turn in turns[:1]
@@ -183,22 +183,17 @@ def _category(row: Row, columns: Mapping[str, str], where: str) -> str | None:
 
 
 def _check(row: Row, columns: Mapping[str, str], where: str) -> str | None:
-    """Return the row's own check: an object, or the same as JSON text, as in CSV.
-
-    A field that only happens to be called "check" holds something else and is left alone.
-    """
+    """Return the row's own check; a field that only happens to be called "check" is left alone."""
     value = row.get(columns.get("check", "check"))
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(f"{where}: the check {value[:80]!r} is broken JSON: {error}.") from error
-    if isinstance(value, Mapping):
-        # Tables fill the fields that a row does not have with null.
-        return compact({name: item for name, item in value.items() if item is not None})
-    if value in (None, "") or "check" not in columns:
-        return None
-    raise DataError(f"{where}: '{columns['check']}' is {_kind(value)}, expected a check such as {_SOME_CHECK}.")
+    try:
+        check = check_of_field(value)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if check is None and "check" in columns and value not in (None, ""):
+        raise DataError(
+            f"{where}: '{columns['check']}' is {_kind(value)}, expected a check such as {_SOME_CHECK}."
+        )
+    return check
 
 
 def _conversation(turns: object, fields: tuple[str, str], where: str) -> tuple[Message, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedit.data.checks import compact, gsm8k_check
+from fedit.data.checks import check_of_field, gsm8k_check
 from fedit.data.rowfiles import READERS, PlacedRow, missing, read_rows
 from fedit.errors import ConfigError, DataError, UnknownName
 from fedit.evaluation.constraints import Constraint, rule
@@ -162,8 +162,10 @@ def _check(row: PlacedRow) -> str | None:
     value = row.fields.get("check")
     if value is None or value == "":
         return None
-    check = value if isinstance(value, str) else compact(value) if isinstance(value, Mapping) else repr(value)
     try:
+        check = check_of_field(value)
+        if check is None:
+            raise DataError(f"'check' is {value!r}, expected an object with a 'kind'.")
         grade(check, "")
     except DataError as error:
         raise DataError(f"{row.where}: {error}") from error

@@ -76,7 +76,7 @@ def test_a_row_brings_its_check_as_an_object_or_as_json_text(value):
     assert read({"messages": turns, "grader": value}, check="grader").check == CHECK_TEXT
 
 
-@pytest.mark.parametrize("value", [None, "", "ok", True, 3, ["x"]])
+@pytest.mark.parametrize("value", [None, "", "ok", "{name}", True, 3, ["x"], {"at": 3}])
 def test_a_field_that_only_happens_to_be_called_check_is_left_alone(value):
     assert read({"instruction": "q", "output": "a", "check": value}).check is None
 
@@ -87,7 +87,7 @@ def test_a_named_check_must_be_one():
     with pytest.raises(DataError, match=r"f:1: 'grader' is text, expected a check such as"):
         read({**row, "grader": "exact"}, check="grader")
     with pytest.raises(DataError, match=r"f:1: the check .* is broken JSON"):
-        read({**row, "check": "{kind: exact}"})
+        read({**row, "check": '{"kind": exact}'})
 
 
 def test_gsm8k_rows_are_checked_by_their_final_number():
