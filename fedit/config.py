@@ -27,6 +27,8 @@ class Columns(BaseModel):
     """Column of the answer."""
     category: str | None = None
     """Column of the category."""
+    check: str | None = None
+    """Column of the check that grades answers."""
 
     def given(self) -> dict[str, str]:
         """Return the overrides that are set."""
@@ -77,9 +79,10 @@ class RunConfig(BaseModel):
     dataset_split: str = Field("train", json_schema_extra=_in("data"))
     """Split of a hub data set."""
     data_format: str = Field("auto", json_schema_extra=_in("data"))
-    """Schema of the rows: auto, alpaca, dolly, messages, sharegpt, prompt_completion."""
+    """Schema of the rows: auto, alpaca, dolly, messages, sharegpt, prompt_completion, gsm8k."""
     columns: Columns = Field(Columns(), json_schema_extra=_in("data"))
-    """Column names that differ from the schema's: columns.instruction, .context, .response, .category."""
+    """Column names that differ from the schema's: columns.instruction, .context, .response, .category,
+    .check."""
     prompt_template: str = Field("auto", json_schema_extra=_in("data"))
     """auto (the model's chat template if it has one), chat, alpaca, alpaca_short, vicuna, or a file."""
     max_length: Annotated[int, Field(ge=8)] = Field(512, json_schema_extra=_in("data"))

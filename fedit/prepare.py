@@ -23,6 +23,7 @@ from fedit.data.statistics import category_counts, measure
 from fedit.data.templates import Template, get_template
 from fedit.data.tokens import TokenRow, TokenTable, encode_prompt, stop_ids, tokenize
 from fedit.errors import ConfigError, DataError
+from fedit.evaluation.grading import refuse_bad_checks
 from fedit.files import cache_dir
 from fedit.model.adapted import AdaptedModel
 from fedit.model.batch import collate
@@ -222,6 +223,8 @@ def prepare(
         raise DataError(
             f"nothing of '{corpus.name}' is held out, so nothing could be measured; set held_out to some rows."
         )
+    if config.exact_match or config.compare:
+        refuse_bad_checks(job.held_out)
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job

@@ -14,6 +14,7 @@ FENCES = {
     "flwr": (),
     "peft": ("model/",),
     "datasets": ("data/sources.py",),
+    "langdetect": ("evaluation/constraints/language.py",),
     "gguf": ("model/gguf.py", "model/wheel.py"),
     "pickle": (),
     "dill": (),

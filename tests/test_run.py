@@ -14,6 +14,7 @@ from fedit import checkpoint, settings
 from fedit.errors import ConfigError, DataError, RoundError, RunFolderError, UserError
 from fedit.launch import read_config, resume, run
 from fedit.model.export import read_adapter
+from fedit.prepare import prepare
 from fedit.runfolder import only_worker
 from fedit.training import Optimisation, TrainingFailed
 
@@ -495,6 +496,16 @@ def test_answers_after_the_longest_prompts_work_or_are_refused(make_config, mode
     long = {"model": str(model_folder("gpt2")), "dataset": str(path), "max_length": 512, "exact_match": True}
     with contextlib.suppress(ConfigError):
         run(make_config(**long, num_rounds=1, local_steps=1, batch_size=2), tmp_path / "r")
+
+
+def test_a_check_that_cannot_grade_is_refused_before_training(make_config, tmp_path):
+    rows = [{"instruction": f"q{i}", "output": f"a{i}", "check": {"kind": "exact"}} for i in range(20)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for graded in ({"exact_match": True}, {"compare": ["local"]}):
+        with pytest.raises(DataError, match=r"^rows\.jsonl:\d+: the check .* 'value' is None"):
+            run(make_config(dataset=str(path), **graded), tmp_path / "r")
+    assert prepare(make_config(dataset=str(path))).held_out[0].check == '{"kind":"exact"}'
 
 
 def test_an_unknown_strategy_fails_at_once(make_config, tmp_path):

@@ -1,14 +1,16 @@
 """The row formats in use: which fields make a row's instruction, context, answer and category."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fedit.data.checks import check_of_field, gsm8k_check
 from fedit.data.examples import Example, Message
 from fedit.errors import DataError, UnknownName, did_you_mean
 
 Row = Mapping[str, object]
 
-COLUMNS = ("instruction", "context", "response", "category")
+COLUMNS = ("instruction", "context", "response", "category", "check")
+_SOME_CHECK = '{"kind": "number", "value": 18}'
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -23,27 +25,32 @@ _ROLES = {
 class Schema:
     """One row format.
 
-    columns:  which field holds which of `COLUMNS`; of a conversation, only the category.
+    columns:  which field holds which of `COLUMNS`; of a conversation, only the category and the check.
     turns:    for conversations, the fields that may hold the list of turns; () for single turns.
     turn:     for conversations, the fields of a turn: its role and its text.
+    solution: answers end with "#### " and a number, which is how a row without a check is checked.
     """
 
     name: str
     columns: Mapping[str, str]
     turns: tuple[str, ...] = ()
     turn: tuple[str, str] = ("", "")
+    solution: bool = False
 
     @property
     def shape(self) -> str:
         """The fields a row needs, for messages to the user."""
         if self.turns:
             return f"{' or '.join(self.turns)}: a list of {{{self.turn[0]}, {self.turn[1]}}}"
-        return f"{self.columns['instruction']}, {self.columns['response']}"
+        fields = f"{self.columns['instruction']}, {self.columns['response']}"
+        return f"{fields} that ends with '#### number'" if self.solution else fields
 
     def fits(self, row: Row) -> bool:
         """Return whether ``row`` has the fields of this format."""
         if not self.turns:
-            return self.columns["instruction"] in row and self.columns["response"] in row
+            if self.columns["instruction"] not in row or self.columns["response"] not in row:
+                return False
+            return not self.solution or gsm8k_check(str(row[self.columns["response"]])) is not None
         turns = next((row[field] for field in self.turns if field in row), None)
         return isinstance(turns, list) and all(
             isinstance(turn, Mapping) and self.turn[0] in turn for turn in turns[:1]
@@ -58,7 +65,8 @@ class Schema:
         if self.turns:
             field = next((field for field in self.turns if field in row), self.turns[0])
             messages = _conversation(_field(row, field, where), self.turn, where)
-            return Example(messages, category=_category(row, self.columns, where), where=where)
+            category, check = _category(row, self.columns, where), _check(row, self.columns, where)
+            return Example(messages, category=category, check=check, where=where)
         instruction = _text(row, self.columns["instruction"], where, optional=False)
         context = _text(row, self.columns["context"], where) if "context" in self.columns else ""
         answer = _answer(row, self.columns["response"], where)
@@ -66,6 +74,7 @@ class Schema:
             (Message("user", instruction), Message("assistant", answer)),
             context=context,
             category=_category(row, self.columns, where),
+            check=_check(row, self.columns, where) or (gsm8k_check(answer) if self.solution else None),
             where=where,
         )
 
@@ -83,6 +92,7 @@ SCHEMAS: Mapping[str, Schema] = {
         _single("dolly", "instruction", "response", "context"),
         _single("alpaca", "instruction", "output", "input"),
         _single("prompt_completion", "prompt", "completion", None),
+        replace(_single("gsm8k", "question", "answer", None), solution=True),
     )
 }
 
@@ -121,9 +131,9 @@ def choose_schema(row: Row, data_format: str, columns: Mapping[str, str], where:
 
 def _rename(schema: Schema, columns: Mapping[str, str]) -> Schema | None:
     """Return ``schema`` with the user's field names; None where a conversation cannot take them."""
-    if schema.turns and set(columns) - {"category"}:
+    if schema.turns and set(columns) - {"category", "check"}:
         return None
-    return Schema(schema.name, {**schema.columns, **columns}, schema.turns, schema.turn)
+    return replace(schema, columns={**schema.columns, **columns})
 
 
 def _misfit(row: Row, data_format: str, where: str) -> str:
@@ -132,7 +142,8 @@ def _misfit(row: Row, data_format: str, where: str) -> str:
     if data_format != "auto":
         schema = SCHEMAS[data_format]
         if schema.turns:
-            return f"{found}; data_format '{data_format}' needs {schema.shape} (and takes only columns.category)."
+            takes = "and takes only columns.category and columns.check"
+            return f"{found}; data_format '{data_format}' needs {schema.shape} ({takes})."
         return f"{found}; data_format '{data_format}' needs {schema.shape}; {advice}."
     shapes = "; ".join(f"{schema.name} ({schema.shape})" for schema in SCHEMAS.values())
     return f"{found}; they fit none of the known formats: {shapes}. To read them, {advice}."
@@ -169,6 +180,20 @@ def _category(row: Row, columns: Mapping[str, str], where: str) -> str | None:
     if value is not None and not isinstance(value, str | int | float):
         raise DataError(f"{where}: '{columns['category']}' is {_kind(value)}, expected a label.")
     return None if value is None else str(value)
+
+
+def _check(row: Row, columns: Mapping[str, str], where: str) -> str | None:
+    """Return the row's own check; a field that only happens to be called "check" is left alone."""
+    value = row.get(columns.get("check", "check"))
+    try:
+        check = check_of_field(value)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    if check is None and "check" in columns and value not in (None, ""):
+        raise DataError(
+            f"{where}: '{columns['check']}' is {_kind(value)}, expected a check such as {_SOME_CHECK}."
+        )
+    return check
 
 
 def _conversation(turns: object, fields: tuple[str, str], where: str) -> tuple[Message, ...]:

@@ -34,7 +34,7 @@ def load_rows(
         dataset: a .json, .jsonl, .csv or .parquet file; a folder of ``local_training_<n>.json``
             (Shepherd's layout; ``global_test.json`` becomes the held-out rows and client n owns
             the rows of file n); or ``owner/name`` on the hub.
-        columns: the user's own field names for instruction, context, response, category.
+        columns: the user's own field names for instruction, context, response, category, check.
         data_format: "auto" or a name of `fedit.data.schemas.SCHEMAS`.
         split: which split of a hub data set.
         partition_by: the field whose value owns the row.

@@ -2,13 +2,34 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 
+from fedit.data.checks import (
+    bullets_check,
+    choice_check,
+    constraints_check,
+    exact_check,
+    number_check,
+    two_lines_check,
+)
 from fedit.data.examples import Example
-from fedit.data.skills.checks import bullets_check, exact_check, two_lines_check
 from fedit.errors import DataError
+from fedit.evaluation.constraints import Constraint, followed, measured_here
+from fedit.evaluation.constraints.language import INSTALL
+from fedit.evaluation.extract import as_number, chosen_letter, final_number
 
-__all__ = ["bullets_check", "exact_check", "grade", "reference_check", "two_lines_check"]
+__all__ = [
+    "bullets_check",
+    "choice_check",
+    "constraints_check",
+    "exact_check",
+    "grade",
+    "number_check",
+    "reference_check",
+    "refuse_bad_checks",
+    "two_lines_check",
+]
 
 _SHORTEST_LINE, _LONGEST_LINE = 3, 12
 """Words in one line of a verse."""
@@ -17,6 +38,20 @@ _SHORTEST_LINE, _LONGEST_LINE = 3, 12
 def reference_check(example: Example) -> str:
     """Return the check of a row that has none: the reference answer, whatever its case and spacing."""
     return json.dumps({"kind": "reference", "value": example.answer}, separators=(",", ":"))
+
+
+def refuse_bad_checks(examples: Iterable[Example]) -> None:
+    """Raise for the first example whose check could not grade an answer, before anything was trained.
+
+    Raises:
+        DataError: says where the row is and what is wrong with its check.
+    """
+    for example in examples:
+        if example.check is not None:
+            try:
+                grade(example.check, "")
+            except DataError as error:
+                raise DataError(f"{example.where}: {error}" if example.where else str(error)) from error
 
 
 def grade(check: str, answer: str) -> bool:
@@ -28,12 +63,17 @@ def grade(check: str, answer: str) -> bool:
                items are compared without their case.
     two_lines: two different lines of 3 to 12 words; the first holds the first of ``words`` and ends with ",",
                the second holds the second and ends with ".".
+    number:    the answer's final number is ``value``, as `fedit.evaluation.extract.final_number` reads it.
+    choice:    the answer chooses the option ``value``, a letter, as `fedit.evaluation.extract.chosen_letter`
+               reads it.
+    constraints: it follows all ``constraints``, each {"id", "kwargs"}, of kinds in
+               `fedit.evaluation.constraints`, strictly.
 
     >>> grade('{"kind":"exact","value":"Answer: Paris."}', " Answer: Paris. ")
     True
 
     Raises:
-        DataError: the check is no such JSON.
+        DataError: the check is no such JSON, or has a constraint that cannot be checked on this machine.
     """
     fields = _read(check)
     kind = fields.get("kind")
@@ -89,11 +129,46 @@ def _two_lines(fields: Mapping[str, object], answer: str) -> bool:
     )
 
 
+def _number(fields: Mapping[str, object], answer: str) -> bool:
+    value = fields.get("value")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _BadField(f"'value' is {value!r} and must be a number")
+    wanted = as_number(value) if isinstance(value, str) else Decimal(str(value))
+    if wanted is None or not wanted.is_finite():
+        raise _BadField(f"'value' is {value!r} and must be a number")
+    return final_number(answer) == wanted
+
+
+def _choice(fields: Mapping[str, object], answer: str) -> bool:
+    letter = _text(fields, "value")
+    if not re.fullmatch("[A-Za-z]", letter):
+        raise _BadField(f"'value' is {letter!r} and must be one letter from A to Z")
+    return chosen_letter(answer) == letter.upper()
+
+
+def _constraints(fields: Mapping[str, object], answer: str) -> bool:
+    entries = fields.get("constraints")
+    if not isinstance(entries, list) or not entries:
+        raise _BadField(f"'constraints' is {entries!r} and must be a list of {{id, kwargs}}")
+    try:
+        constraints = [Constraint.read(entry) for entry in entries]
+        marks = followed(constraints, "", answer)
+    except DataError as error:
+        raise _BadField(str(error).removesuffix(".")) from error
+    if None in marks:
+        unmeasured = sorted({c.instruction_id for c in constraints if not measured_here(c.instruction_id)})
+        raise _BadField(f"{', '.join(unmeasured)} cannot be checked without langdetect ({INSTALL})")
+    return all(marks)
+
+
 _GRADERS: dict[str, Callable[[Mapping[str, object], str], bool]] = {
     "exact": _exact,
     "reference": _reference,
     "bullets": _bullets,
     "two_lines": _two_lines,
+    "number": _number,
+    "choice": _choice,
+    "constraints": _constraints,
 }
 
 
@@ -127,6 +202,6 @@ def _folded(text: str) -> str:
 
 def _malformed(check: str, reason: str) -> DataError:
     return DataError(
-        f"the check {check[:200]!r} cannot grade an answer: {reason}. Write checks with exact_check, "
-        "bullets_check or two_lines_check, or leave the check out to compare with the reference answer."
+        f"the check {check[:200]!r} cannot grade an answer: {reason}. Write checks with the functions of "
+        "fedit.data.checks, or leave the check out to compare with the reference answer."
     )

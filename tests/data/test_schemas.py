@@ -62,6 +62,46 @@ def test_a_category_can_be_named_for_a_conversation():
     assert read({"messages": turns, "topic": "t"}, category="topic").category == "t"
 
 
+CHECK = {"kind": "exact", "value": "4"}
+CHECK_TEXT = '{"kind":"exact","value":"4"}'
+
+
+@pytest.mark.parametrize("value", [CHECK, CHECK_TEXT, {**CHECK, "count": None}])
+def test_a_row_brings_its_check_as_an_object_or_as_json_text(value):
+    row = {"instruction": "2+2?", "output": "4"}
+    assert read({**row, "check": value}).check == CHECK_TEXT
+    assert read({**row, "grader": value}, check="grader").check == CHECK_TEXT
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    assert read({"messages": turns, "check": value}).check == CHECK_TEXT
+    assert read({"messages": turns, "grader": value}, check="grader").check == CHECK_TEXT
+
+
+@pytest.mark.parametrize("value", [None, "", "ok", "{name}", True, 3, ["x"], {"at": 3}])
+def test_a_field_that_only_happens_to_be_called_check_is_left_alone(value):
+    assert read({"instruction": "q", "output": "a", "check": value}).check is None
+
+
+def test_a_named_check_must_be_one():
+    row = {"instruction": "q", "output": "a"}
+    assert read({**row, "grader": None}, check="grader").check is None
+    with pytest.raises(DataError, match=r"f:1: 'grader' is text, expected a check such as"):
+        read({**row, "grader": "exact"}, check="grader")
+    with pytest.raises(DataError, match=r"f:1: the check .* is broken JSON"):
+        read({**row, "check": '{"kind": exact}'})
+
+
+def test_gsm8k_rows_are_checked_by_their_final_number():
+    row = {"question": "How many?", "answer": "2*540=<<2*540=1080>>1080\n#### 1,080"}
+    example = read(row)
+    assert choose_schema(row, "auto", {}, "f:1").name == "gsm8k"
+    assert example == pair("How many?", row["answer"], check='{"kind":"number","value":"1,080"}')
+    assert read({**row, "check": CHECK}).check == CHECK_TEXT
+    with pytest.raises(DataError, match="needs question, answer that ends with '#### number'"):
+        read({"question": "How many?", "answer": "4"}, "gsm8k")
+    with pytest.raises(DataError, match="fit none of the known formats"):
+        read({"question": "How many?", "answer": "4"})
+
+
 def test_conversations_keep_system_and_later_turns_and_end_with_an_answer():
     roles = ["system", "user", "assistant", "user", "assistant", "user"]
     turns = [{"role": role, "content": str(number)} for number, role in enumerate(roles)]

@@ -6,7 +6,18 @@ from hypothesis import strategies as st
 
 from fedit.data.examples import Example, Message
 from fedit.errors import DataError
-from fedit.evaluation.grading import bullets_check, exact_check, grade, reference_check, two_lines_check
+from fedit.evaluation.constraints import language
+from fedit.evaluation.grading import (
+    bullets_check,
+    choice_check,
+    constraints_check,
+    exact_check,
+    grade,
+    number_check,
+    reference_check,
+    refuse_bad_checks,
+    two_lines_check,
+)
 
 COLORS = ("red", "blue", "green", "black", "white", "pink")
 VERSE = "The lantern wakes at early light,\nThe moon rests in gentle night."
@@ -122,6 +133,61 @@ def test_checks_are_compact_json():
     assert json.loads(bullets_check(2, ("x", "y")))["allowed"] == ["x", "y"]
 
 
+@pytest.mark.parametrize("value", [1080, 1080.0, "1080", "1,080", "$1,080.00"])
+def test_a_number_is_right_however_it_and_the_check_are_written(value):
+    check = number_check(value)
+    for answer in ("1080", "So 3 * 360 = 1,080", "Work.\n#### 1080", "$1,080.00 in 1 year is $1080."):
+        assert grade(check, answer)
+    for answer in ("", "108", "-1080", "1080 or 1081", "1080.5", "1,080\n#### 7"):
+        assert not grade(check, answer)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_a_number_check_is_equality(value, other):
+    assert grade(number_check(value), f"I get {other:,}.") == (value == other)
+
+
+def test_a_decimal_is_compared_as_written_not_in_binary():
+    assert grade(number_check(0.1), "0.10")
+    assert not grade(number_check(0.1), "0.1000000000000000055")
+
+
+def test_a_choice_is_right_in_either_case_of_the_check():
+    for letter in "bB":
+        assert grade(choice_check(letter), "(B) Rome")
+        assert not grade(choice_check(letter), "(A) Paris")
+        assert not grade(choice_check(letter), "Rome")
+
+
+def test_constraints_are_right_when_all_are_followed_strictly():
+    check = constraints_check(
+        [
+            {"id": "punctuation:no_comma"},
+            {"id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 4}},
+        ]
+    )
+    assert grade(check, "three little words")
+    for answer in ("", "three, words", "three little words more", "Sure, here:\nthree words"):
+        assert not grade(check, answer)
+
+
+def test_constraints_that_cannot_be_checked_here_are_an_error_and_no_grade(monkeypatch):
+    monkeypatch.setattr(language, "available", lambda: False)
+    check = constraints_check([{"id": "punctuation:no_comma"}, {"id": "change_case:english_capital"}])
+    for answer in ("", "YES", "yes, no"):
+        with pytest.raises(
+            DataError, match=r"english_capital cannot be checked without langdetect .*fedit\[ifeval\]"
+        ):
+            grade(check, answer)
+
+
+def test_bad_checks_are_refused_with_the_place_of_their_row():
+    rows = [Example((), check=None), Example((), check=exact_check("x"), where="rows.jsonl:2")]
+    refuse_bad_checks(rows)
+    with pytest.raises(DataError, match=r"^rows\.jsonl:3: the check '\{\}' cannot grade"):
+        refuse_bad_checks([*rows, Example((), check="{}", where="rows.jsonl:3")])
+
+
 @pytest.mark.parametrize(
     ("check", "reason"),
     [
@@ -140,6 +206,20 @@ def test_checks_are_compact_json():
         ('{"kind":"bullets","count":2,"allowed":"red"}', "'allowed' is 'red' and must be a list of texts"),
         ('{"kind":"two_lines","words":["a"]}', "'words' has 1 entries and must have 2"),
         ('{"kind":"two_lines","words":["a",""]}', "must be a list of texts"),
+        ('{"kind":"number"}', "'value' is None and must be a number"),
+        ('{"kind":"number","value":true}', "'value' is True and must be a number"),
+        ('{"kind":"number","value":NaN}', "'value' is nan and must be a number"),
+        ('{"kind":"number","value":"4 apples"}', "'value' is '4 apples' and must be a number"),
+        ('{"kind":"choice","value":"AB"}', "'value' is 'AB' and must be one letter"),
+        ('{"kind":"choice","value":2}', "'value' is 2 and must be text"),
+        ('{"kind":"constraints"}', "'constraints' is None and must be a list of {id, kwargs}"),
+        ('{"kind":"constraints","constraints":[]}', "must be a list of {id, kwargs}"),
+        ('{"kind":"constraints","constraints":["x"]}', "found 'x', expected a constraint"),
+        ('{"kind":"constraints","constraints":[{"id":"x"}]}', "no kind of constraint 'x'"),
+        (
+            '{"kind":"constraints","constraints":[{"id":"keywords:existence","kwargs":{"keywords":[]}}]}',
+            "keywords:existence: 'keywords' is \\[\\]",
+        ),
     ],
 )
 def test_a_malformed_check_is_refused_with_its_reason(check, reason):

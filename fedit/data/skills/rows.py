@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from typing import TypeVar
 
-from fedit.data.skills.checks import bullets_check, exact_check, two_lines_check
+from fedit.data.checks import bullets_check, exact_check, two_lines_check
 from fedit.data.skills.phrasings import Phrasing
 from fedit.data.skills.words import Words
 from fedit.seeds import derive
