@@ -273,25 +273,25 @@ class StudyConfig(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, strict=False
     )
 
-    arms: list[ArmKind] = Field(["base", "local", "local_total", "centralised", "federated"])
+    arms: list[ArmKind] = Field(default=["base", "local", "local_total", "centralised", "federated"])
     """What is compared: base, local (a client's own steps), local_total (the federation's tokens), centralised,
     federated."""
-    strategies: list[str] = Field([])
+    strategies: list[str] = Field(default=[])
     """Strategies to federate with, at their default options. Default: the job's own."""
-    seeds: PositiveInt | list[int] = Field(1)
+    seeds: PositiveInt | list[int] = Field(default=1)
     """How many seeds, counted from the job's, or which: each deals, draws and trains anew."""
-    learning_rates: list[float] = Field([])
+    learning_rates: list[float] = Field(default=[])
     """Rates that every arm chooses from by its validation loss at the first seed. Default: the job's alone."""
-    local_clients: PositiveInt | Literal["kinds"] | list[str] = Field("kinds")
+    local_clients: PositiveInt | Literal["kinds"] | list[str] = Field(default="kinds")
     """Clients that train alone: kinds (the paper's: two of one category, one of two, as far as there are any), the
     first so many, or ids."""
-    questions: list[str] = Field([])
+    questions: list[str] = Field(default=[])
     """Question sets that every arm answers at the first seed: names or JSONL files."""
-    question_tokens: PositiveInt = Field(256)
+    question_tokens: PositiveInt = Field(default=256)
     """Longest answer to a question of these sets."""
-    generate: bool = Field(True)
+    generate: bool = Field(default=True)
     """Answer the held-out instructions too: exact match and ROUGE-L; off: losses alone."""
-    resamples: PositiveInt = Field(2000)
+    resamples: PositiveInt = Field(default=2000)
     """Bootstrap resamples behind every interval."""
 
     @property

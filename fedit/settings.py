@@ -70,7 +70,7 @@ class Settings:
 
     config: RunConfig
     origins: Mapping[str, str] = field(default_factory=dict)
-    study: StudyConfig = field(default_factory=lambda: StudyConfig())
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 def load(
