@@ -78,9 +78,16 @@ class Compute(Protocol):
         ...
 
     def answers(
-        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+        self,
+        adapters: Sequence[Tensors],
+        prompts: Sequence[Prompt],
+        on_batch: OnBatch = lambda done: None,
+        max_new_tokens: int | None = None,
     ) -> list[str]:
-        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet.
+
+        max_new_tokens: None: the job's.
+        """
         ...
 
     def export(self, adapter: Tensors, round: int, folder: Path) -> None:
@@ -137,10 +144,17 @@ class Here:
         return row_losses(self._job.model, adapters, [rows] * len(adapters), share)
 
     def answers(
-        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+        self,
+        adapters: Sequence[Tensors],
+        prompts: Sequence[Prompt],
+        on_batch: OnBatch = lambda done: None,
+        max_new_tokens: int | None = None,
     ) -> list[str]:
-        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
-        texts = self.some_answers(adapters, prompts, WHOLE, on_batch)
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet.
+
+        max_new_tokens: None: the job's.
+        """
+        texts = self.some_answers(adapters, prompts, WHOLE, on_batch, max_new_tokens)
         return [texts[index] for index in range(len(texts))]
 
     def some_answers(
@@ -149,6 +163,7 @@ class Here:
         prompts: Sequence[Prompt],
         share: tuple[int, int],
         on_batch: OnBatch = lambda done: None,
+        max_new_tokens: int | None = None,
     ) -> dict[int, str]:
         """Return the answers in a share of the batches, by the prompt's index."""
         job = self._job
@@ -158,7 +173,7 @@ class Here:
             prompts,
             adapters,
             stop=job.stops(),
-            max_new_tokens=job.config.max_new_tokens,
+            max_new_tokens=max_new_tokens or job.config.max_new_tokens,
             places=job.places,
             share=share,
             on_batch=on_batch,
@@ -201,12 +216,19 @@ class Workers:
         return [sum(own[1:], own[0]) for own in zip(*parts, strict=True)]
 
     def answers(
-        self, adapters: Sequence[Tensors], prompts: Sequence[Prompt], on_batch: OnBatch = lambda done: None
+        self,
+        adapters: Sequence[Tensors],
+        prompts: Sequence[Prompt],
+        on_batch: OnBatch = lambda done: None,
+        max_new_tokens: int | None = None,
     ) -> list[str]:
-        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet."""
+        """Return the answer to every prompt by the adapter it names; ``on_batch`` hears how many there are yet.
+
+        max_new_tokens: None: the job's.
+        """
         texts: dict[int, str] = {}
         asked = [[prompt.adapter, list(prompt.ids)] for prompt in prompts]
-        for reply in self._shared("answers", adapters, prompts=asked):
+        for reply in self._shared("answers", adapters, prompts=asked, longest=max_new_tokens):
             texts |= dict(cast(list[tuple[int, str]], reply.header["texts"]))
             on_batch(len(texts))
         return [texts[index] for index in range(len(texts))]

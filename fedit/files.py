@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from fedit.errors import RunFolderError
@@ -45,6 +46,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, object] | list[object]) -> None:
     """Write JSON with sorted keys atomically; see `write_bytes`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a run.
+
+    Raises:
+        RunFolderError: the file is missing or holds no such thing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} holds no JSON object.")
+    return content
 
 
 @contextmanager

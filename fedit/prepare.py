@@ -14,7 +14,7 @@ from fedit.cohort import cohort_size
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
 from fedit.data.check import refuse_if_nothing_learnt
-from fedit.data.examples import Corpus, Example, row_id
+from fedit.data.examples import Corpus, Example, Message, row_id
 from fedit.data.manifest import Partition, build
 from fedit.data.partition import find_scheme
 from fedit.data.skills import load_skills
@@ -143,6 +143,13 @@ class Job:
             encode_prompt(e.messages[:-1], e.context, self.tokenizer, self.template, max_length=room)
             for e in examples
         ]
+
+    def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        """Return the prompt of a conversation's next answer: one more turn than there are answers."""
+        messages = [Message("user", turns[0])]
+        for answer, turn in zip(answers, turns[1:], strict=True):
+            messages += [Message("assistant", answer), Message("user", turn)]
+        return encode_prompt(messages, "", self.tokenizer, self.template, max_length=self.config.max_length)
 
     def stops(self) -> set[int]:
         """Return the tokens at which an answer ends."""

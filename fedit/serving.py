@@ -98,7 +98,9 @@ class Service:
         share = (cast(int, header["share"]), cast(int, header["of"]))
         asked = cast("list[tuple[int, list[int]]]", header["prompts"])
         prompts = [Prompt(ids, adapter) for adapter, ids in asked]
-        return {"texts": list(self._here.some_answers(_adapters(sets), prompts, share).items())}, {}
+        longest = cast("int | None", header["longest"])
+        texts = self._here.some_answers(_adapters(sets), prompts, share, max_new_tokens=longest)
+        return {"texts": list(texts.items())}, {}
 
     def _export(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         self._here.export(sets["adapter"], cast(int, header["round"]), Path(cast(str, header["folder"])))

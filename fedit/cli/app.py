@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import chat, data, doctor, listing, run
+from fedit.cli import chat, data, doctor, listing, run, study
 
 app = typer.Typer(
     name="fedit",
@@ -31,6 +31,7 @@ def _root(
 
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
+app.command("study", epilog=study.EPILOG)(study.study)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")

@@ -36,6 +36,7 @@ class LiveRun:
         self._handlers: dict[str, Callable[[Event], None]] = {
             "preparing": lambda event: self._line(str(event["text"]), "dim"),
             "estimate": self._on_estimate,
+            "study_estimate": self._on_study,
             "arm_started": self._on_arm,
             "resumed": self._on_resumed,
             "step": self._on_step,
@@ -64,6 +65,14 @@ class LiveRun:
         self._line(
             f"estimate: {duration(seconds)} for {_float(event['tokens']):,.0f} tokens at {rate:,.0f} a second "
             f"and {event['evaluations']} evaluations, done about {finish}{extra}",
+            "cyan",
+        )
+
+    def _on_study(self, event: Event) -> None:
+        self._line(
+            f"estimate: {event['trainings']} trainings over {event['seeds']} seeds, "
+            f"{_float(event['tokens']):,.0f} tokens at {_float(event['tokens_per_second']):,.0f} a second: about "
+            f"{duration(_float(event['seconds']))}; evaluations and answers come on top",
             "cyan",
         )
 

@@ -66,7 +66,8 @@ class WorkerProcess:
         if not self._ready:
             self._wait_until_ready()
         try:
-            named = {role: self._hold(keys.of(tensors), tensors) for role, tensors in request.sets.items()}
+            most = max(KEPT_SETS, len(request.sets))
+            named = {role: self._hold(keys.of(tensors), tensors, most) for role, tensors in request.sets.items()}
             write_frame(self._stdin, {**request.header, "sets": named}, {})
             return self._answer(tell)
         except (OSError, FrameError) as error:
@@ -118,12 +119,12 @@ class WorkerProcess:
             else:
                 return Reply(header, tensors)
 
-    def _hold(self, key: str, tensors: Tensors) -> str:
-        """Make the worker keep a set of tensors under its key, unless it does already."""
+    def _hold(self, key: str, tensors: Tensors, most: int) -> str:
+        """Make the worker keep a set of tensors under its key, unless it does already, of at most ``most``."""
         if key in self._held:
             self._held.remove(key)
         else:
-            dropped = self._held[: max(len(self._held) + 1 - KEPT_SETS, 0)]
+            dropped = self._held[: max(len(self._held) + 1 - most, 0)]
             write_frame(self._stdin, {"do": "hold", "key": key, "drop": dropped}, tensors)
             self._held = self._held[len(dropped) :]
         self._held.append(key)

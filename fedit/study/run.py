@@ -1,0 +1,338 @@
+"""Train and measure every arm of a study, a seed after the other; what is done already is only read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit import arms
+from fedit.comparison import train_arms
+from fedit.compute import ArmWork, Compute
+from fedit.config import RunConfig, StudyConfig
+from fedit.errors import ConfigError, RunFolderError
+from fedit.evaluation.answerfiles import Answered, write_answers
+from fedit.evaluation.questions import Question, load_questions, questions_sha256
+from fedit.events import EventLog, Listener
+from fedit.federation import read_trained
+from fedit.files import read_json, write_json, write_text
+from fedit.launch import compute_of, pool_of
+from fedit.model.fast.decode import Prompt
+from fedit.prepare import Job, prepare
+from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
+from fedit.settings import Settings
+from fedit.study.items import Items
+from fedit.study.plan import BASE, Training, expected_tokens, file_name, first_arms, later_arms, roles
+from fedit.study.summary import read_seeds, summarise
+from fedit.types import Tensors
+
+SCHEMA = 1
+"""Version of ``summary.json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study as it runs: the job, what is compared, the question sets, and where everything goes."""
+
+    config: RunConfig
+    study: StudyConfig
+    questions: Mapping[str, Sequence[Question]]
+    folder: Path
+    listener: Listener | None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds in their order; rates are chosen at the first."""
+        return self.study.seeds_from(self.config.seed)
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates that arms choose from."""
+        return self.study.learning_rates or [self.config.learning_rate]
+
+    def tell(self, event: str, **fields: object) -> None:
+        """Tell the listener something of the moment."""
+        if self.listener is not None:
+            self.listener({"event": event, "round": 0, **fields})
+
+
+def run_study(settings: Settings, out: str | Path, *, listener: Listener | None = None) -> dict[str, object]:
+    """Run a study into a folder, or go on with the one that is there; return the content of ``summary.json``.
+
+    Raises:
+        RunFolderError: the folder holds another study or something else, or cannot be written.
+        UserError: settings, data or model cannot work.
+    """
+    folder = Path(out)
+    config, study = settings.config, settings.study
+    _check(config, study)
+    plan = Plan(config, study, {name: load_questions(name) for name in study.questions}, folder, listener)
+    check_writable(folder)
+    with only_worker(folder):
+        _same_study(plan)
+        for seed in plan.seeds:
+            if not _is_done(plan, seed):
+                _one_seed(plan, seed)
+        plan.tell("reporting")
+        return _finish(plan)
+
+
+def _finish(plan: Plan) -> dict[str, object]:
+    """Write the summary and the report of a study whose seeds are all done."""
+    seeds = read_seeds(plan.folder, plan.seeds)
+    summary: dict[str, object] = {
+        "schema": SCHEMA,
+        "model": plan.config.model,
+        "dataset": plan.config.dataset,
+        "strategies": plan.study.strategies or [plan.config.strategy],
+        "seeds": plan.seeds,
+        "held_out_rows": [len(next(iter(seed.items.values())).rows) for seed in seeds],
+        "learning_rates": plan.rates,
+        "resamples": plan.study.resamples,
+        "questions": {name: questions_sha256(own) for name, own in plan.questions.items()},
+        "arms": summarise(seeds, resamples=plan.study.resamples),
+    }
+    write_json(plan.folder / "summary.json", summary)
+    return summary
+
+
+def _check(config: RunConfig, study: StudyConfig) -> None:
+    if len(study.learning_rates) > 1 and not config.validation:
+        raise ConfigError(
+            "study.learning_rates: rates are chosen by the loss on validation rows, and there are none; set "
+            "validation, for instance to 10 rows a category."
+        )
+    if config.early_stopping:
+        raise ConfigError("early_stopping: a study compares arms at equal budgets; leave early_stopping at 0.")
+    if config.compare:
+        raise ConfigError("compare is for fedit run; what a study compares is named by study.arms.")
+    if config.exact_match and not study.generate:
+        raise ConfigError("exact_match needs generated answers; leave study.generate on.")
+
+
+def _same_study(plan: Plan) -> None:
+    """Write what makes the study this one, or make sure that the folder holds this very study."""
+    identity = {
+        "version": 1,
+        "settings": settings_hash(plan.config),
+        "study": plan.study.model_dump(mode="json", exclude={"resamples"}),
+        "questions": {name: questions_sha256(own) for name, own in plan.questions.items()},
+    }
+    path = plan.folder / "study.json"
+    if not path.is_file():
+        if (plan.folder / "run.json").exists():
+            raise RunFolderError(f"{plan.folder} holds a run; choose another --out for the study.")
+        write_text(plan.folder / "resolved.yaml", to_yaml(plan.config))
+        write_json(plan.folder / "environment.json", environment())
+        write_json(path, identity)
+        return
+    before = read_json(path)
+    if changed := [name for name, value in identity.items() if before.get(name) != value]:
+        raise RunFolderError(
+            f"{plan.folder} holds another study: {', '.join(changed)} changed since it began; "
+            "choose another --out."
+        )
+
+
+def _is_done(plan: Plan, seed: int) -> bool:
+    return (plan.folder / f"seed-{seed}" / "seed.json").is_file()
+
+
+def _one_seed(plan: Plan, seed: int) -> None:
+    """Deal the rows with one seed, train all arms and measure the chosen ones."""
+    folder = plan.folder / f"seed-{seed}"
+    with _prepared(plan.config.model_copy(update={"seed": seed}), folder, plan.listener) as (job, compute):
+        first, later = first_arms(job, plan.study), later_arms(job, plan.study)
+        rates = plan.rates if seed == plan.seeds[0] else None
+        _tell_estimate(plan, job, compute, [*first, *later])
+        tuned = _train(plan, job, compute, seed, first, rates, {})
+        chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
+        tuned |= _train(plan, job, compute, seed, later, rates, _federations_tokens(plan, chosen))
+        chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
+        _measure(plan, job, compute, seed, chosen)
+        write_json(folder / "clients.json", job.category_counts)
+        write_json(folder / "identity.json", identity_of(job))
+        job.partition.save(folder / "partition.json")
+        totals = {arm: _totals(plan, training) for arm, training in chosen.items()}
+        rates_of = {arm: training.learning_rate for arm, training in chosen.items()}
+        tried = {arm: [[t.learning_rate, _choice(plan, t)[0]] for t in own] for arm, own in tuned.items()}
+        write_json(
+            folder / "seed.json",
+            {
+                "learning_rates": rates_of,
+                "roles": roles(list(chosen), plan.study),
+                "totals": totals,
+                "validation_losses": tried,
+                "sizes": {client: len(rows) for client, rows in job.clients.items()},
+            },
+        )
+
+
+@contextmanager
+def _prepared(config: RunConfig, folder: Path, listener: Listener | None) -> Iterator[tuple[Job, Compute]]:
+    def say(text: str) -> None:
+        if listener is not None:
+            listener({"event": "preparing", "round": 0, "text": text})
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with pool_of(config, folder, config.num_threads) as pool:
+        job = prepare(config, say)
+        with closing(job):
+            yield job, compute_of(job, pool, folder)
+
+
+def _train(
+    plan: Plan,
+    job: Job,
+    compute: Compute,
+    seed: int,
+    names: Sequence[str],
+    rates: Sequence[float] | None,
+    tokens: Mapping[int, int],
+) -> dict[str, list[Training]]:
+    """Train arms, at every rate or, where None is given, at what they chose before; return what was trained."""
+    before = None if rates else _chosen_rates(plan)
+    trainings = [
+        Training(seed, name, rate) for name in names for rate in (rates or [_rate_for(before or {}, name)])
+    ]
+    work = [
+        ArmWork(own.arm, own.folder(plan.folder), tokens, own.learning_rate, own.label, graded=False)
+        for own in trainings
+        if not (own.folder(plan.folder) / "adapter" / "adapter_config.json").is_file()
+    ]
+    train_arms(job, compute, work, plan.listener)
+    return {name: [training for training in trainings if training.arm == name] for name in names}
+
+
+def _best(plan: Plan, trainings: Sequence[Training]) -> Training:
+    """Return the training at the rate with the lowest validation loss, the lowest rate where there are several."""
+    return min(trainings, key=lambda training: _choice(plan, training))
+
+
+def _choice(plan: Plan, training: Training) -> tuple[float, float]:
+    """Return what the best rate has the least of: validation loss after the last round, then the rate itself."""
+    events = EventLog(training.folder(plan.folder)).history()
+    last = [event for event in events if event["event"] == "evaluation"][-1]
+    loss = last.get("validation_loss")
+    # A diverged arm logs no finite loss and is never chosen before one that has one.
+    return (float(loss) if isinstance(loss, int | float) else float("inf"), training.learning_rate)
+
+
+def _chosen_rates(plan: Plan) -> dict[str, float]:
+    content = read_json(plan.folder / f"seed-{plan.seeds[0]}" / "seed.json")
+    rates = content["learning_rates"]
+    assert isinstance(rates, dict)
+    return rates
+
+
+def _rate_for(chosen: Mapping[str, float], name: str) -> float:
+    """Return the rate that an arm, or at another seed's other client one of its kind, chose at the first seed."""
+    if name in chosen:
+        return chosen[name]
+    alike = sorted(rate for other, rate in chosen.items() if other.partition(":")[0] == name.partition(":")[0])
+    return alike[len(alike) // 2]
+
+
+def _federations_tokens(plan: Plan, chosen: Mapping[str, Training]) -> dict[int, int]:
+    """Return the tokens that the first federation took in every round."""
+    federated = [training for arm, training in chosen.items() if arm.startswith(arms.FEDERATED)]
+    if not federated:
+        return {}
+    return arms.tokens_by_round(EventLog(federated[0].folder(plan.folder)).history())
+
+
+def _totals(plan: Plan, training: Training) -> dict[str, float]:
+    from fedit.federation import totals
+
+    return totals(EventLog(training.folder(plan.folder)).history())
+
+
+def _measure(plan: Plan, job: Job, compute: Compute, seed: int, chosen: Mapping[str, Training]) -> None:
+    """Measure the chosen arms, and the base, on the held-out rows; at the first seed let them answer questions."""
+    adapters = _adapters(plan, job, compute, chosen)
+    plan.tell("evaluating")
+    names = list(adapters)
+    losses = compute.losses(list(adapters.values()), "held_out")
+    texts: dict[str, list[str] | None] = dict.fromkeys(names)
+    if plan.study.generate:
+        texts |= _answers(plan, compute, adapters, job.prompts(job.held_out), "held-out instructions")
+    folder = plan.folder / f"seed-{seed}" / "items"
+    for name, own in zip(names, losses, strict=True):
+        Items.of(job.held_out, own, texts[name]).write(folder / f"{file_name(name)}.json")
+    if seed == plan.seeds[0]:
+        for title, questions in plan.questions.items():
+            _ask(plan, job, compute, adapters, title, questions)
+
+
+def _adapters(plan: Plan, job: Job, compute: Compute, chosen: Mapping[str, Training]) -> dict[str, Tensors]:
+    adapters: dict[str, Tensors] = {}
+    if BASE in plan.study.arms:
+        adapters[BASE] = compute.initial()
+    for name, training in chosen.items():
+        folder = training.folder(plan.folder)
+        adapters[name] = read_trained(job, folder, EventLog(folder)).adapter
+    return adapters
+
+
+def _answers(
+    plan: Plan, compute: Compute, adapters: Mapping[str, Tensors], prompts: Sequence[Sequence[int]], what: str
+) -> dict[str, list[str] | None]:
+    """Return every arm's answers to ``prompts``; those of all arms are generated together."""
+    asked = [Prompt(ids, index) for index in range(len(adapters)) for ids in prompts]
+
+    def tell(done: int) -> None:
+        plan.tell("answering", subject=what, done=done, total=len(asked))
+
+    tell(0)
+    found = compute.answers(list(adapters.values()), asked, tell)
+    each = len(prompts)
+    return {name: found[index * each : (index + 1) * each] for index, name in enumerate(adapters)}
+
+
+def _ask(
+    plan: Plan,
+    job: Job,
+    compute: Compute,
+    adapters: Mapping[str, Tensors],
+    title: str,
+    questions: Sequence[Question],
+) -> None:
+    """Let all arms answer a question set, turn after turn, and write their answers."""
+    given: dict[str, list[list[str]]] = {name: [[] for _ in questions] for name in adapters}
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked = [index for index, question in enumerate(questions) if len(question.turns) > turn]
+        prompts: list[Prompt] = []
+        for place, name in enumerate(adapters):
+            for index in asked:
+                ids = job.conversation(questions[index].turns[: turn + 1], given[name][index])
+                prompts.append(Prompt(ids, place))
+
+        def tell(done: int, total: int = len(prompts)) -> None:
+            plan.tell("answering", subject=title, done=done, total=total)
+
+        found = iter(compute.answers(list(adapters.values()), prompts, tell, plan.study.question_tokens))
+        for name in adapters:
+            for index in asked:
+                given[name][index].append(next(found))
+    folder = plan.folder / "answers" if len(plan.questions) == 1 else plan.folder / "answers" / Path(title).stem
+    for name, answers in given.items():
+        answered = [
+            Answered(q.question_id, q.category, q.turns, tuple(own), q.reference)
+            for q, own in zip(questions, answers, strict=True)
+        ]
+        write_answers(folder / f"{file_name(name)}.jsonl", name, answered)
+
+
+def _tell_estimate(plan: Plan, job: Job, compute: Compute, names: Sequence[str]) -> None:
+    """Say about how long the study takes from here on, as if nothing of it were done."""
+    left = [seed for seed in plan.seeds if not _is_done(plan, seed)]
+    times = len(left) + (len(plan.rates) - 1) * (plan.seeds[0] in left)
+    tokens = sum(expected_tokens(job, name) for name in names) * times
+    rate = compute.workers / compute.seconds_per_token()
+    plan.tell(
+        "study_estimate",
+        trainings=len(names) * times,
+        seeds=len(left),
+        tokens=round(tokens),
+        tokens_per_second=rate,
+        seconds=tokens / rate,
+    )

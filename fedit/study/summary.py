@@ -1,0 +1,157 @@
+"""What a study found: every arm's numbers with intervals over rows and seeds, and its differences to others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedit.data.statistics import per_client_loss, summary
+from fedit.evaluation.intervals import Array, Interval, nested_bootstrap, ratio_of_sums
+from fedit.files import read_json
+from fedit.study.items import Items, metrics_of
+from fedit.study.plan import BASE, file_name
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """One finished seed: results by role, and what the arms took.
+
+    arms: role -> the arm's name at this seed.
+    """
+
+    seed: int
+    folder: Path
+    items: dict[str, Items]
+    arms: dict[str, str]
+    record: dict[str, object]
+    category_counts: dict[str, dict[str, int]]
+
+
+def read_seeds(folder: Path, seeds: Sequence[int]) -> list[Seed]:
+    """Return the finished seeds of a study.
+
+    Raises:
+        RunFolderError: a file is missing or broken.
+    """
+    found = []
+    for seed in seeds:
+        own = folder / f"seed-{seed}"
+        record = read_json(own / "seed.json")
+        arms = {role: arm for arm, role in record["roles"].items()}
+        if (own / "items" / f"{BASE}.json").is_file():
+            arms = {BASE: BASE, **arms}
+        items = {role: Items.read(own / "items" / f"{file_name(arm)}.json") for role, arm in arms.items()}
+        found.append(Seed(seed, own, items, arms, record, read_json(own / "clients.json")))
+    return found
+
+
+def summarise(seeds: Sequence[Seed], *, resamples: int) -> dict[str, object]:
+    """Return the arms of ``summary.json``: role -> numbers, intervals and differences to base and federation."""
+    roles = list(dict.fromkeys(role for seed in seeds for role in seed.items))
+    federations = [role for role in roles if role.startswith("federated")]
+    return {role: _arm(role, seeds, federations[:1], resamples) for role in roles}
+
+
+def _arm(role: str, seeds: Sequence[Seed], federations: Sequence[str], resamples: int) -> dict[str, object]:
+    own = [seed for seed in seeds if role in seed.items]
+    metrics = metrics_of(own[0].items[role])
+    intervals = {metric: _interval([s.items[role] for s in own], metric, resamples) for metric in metrics}
+    categories = sorted({c for seed in own for c in seed.items[role].categories if c is not None})
+    result: dict[str, object] = {metric: interval.estimate for metric, interval in intervals.items()}
+    result |= {
+        "ci": {metric: interval.bounds() for metric, interval in intervals.items()},
+        "seeds": len(own),
+        "per_seed": {metric: [_value(s.items[role], metric) for s in own] for metric in metrics},
+        "per_category": {
+            category: _category(category, [s.items[role] for s in own], resamples) for category in categories
+        },
+        "clients": [seed.arms[role] for seed in own] if ":" in own[0].arms[role] else [],
+        **_cost(role, own),
+        **_clients(role, own),
+    }
+    for other in (BASE, *federations):
+        if other != role and all(other in seed.items for seed in own):
+            result[f"vs_{other.partition(':')[0]}"] = {
+                metric: _difference(role, other, own, metric, resamples) for metric in metrics
+            }
+    return result
+
+
+def _interval(items: Sequence[Items], metric: str, resamples: int) -> Interval:
+    return nested_bootstrap([own.column(metric) for own in items], ratio_of_sums, resamples=resamples)
+
+
+def _value(items: Items, metric: str) -> float:
+    return float(ratio_of_sums(items.column(metric)[np.newaxis])[0])
+
+
+def _difference(role: str, other: str, seeds: Sequence[Seed], metric: str, resamples: int) -> dict[str, object]:
+    """Return this arm's number minus the other's on the same rows, with its interval."""
+    pairs = [
+        np.concatenate([seed.items[role].column(metric), seed.items[other].column(metric)], axis=1)
+        for seed in seeds
+    ]
+    interval = nested_bootstrap(pairs, _difference_of_ratios, resamples=resamples)
+    return {"difference": interval.estimate, "ci": interval.bounds()}
+
+
+def _difference_of_ratios(samples: Array) -> Array:
+    return np.asarray(ratio_of_sums(samples[:, :, :2]) - ratio_of_sums(samples[:, :, 2:]))
+
+
+def _category(category: str, items: Sequence[Items], resamples: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    bounds: dict[str, list[float]] = {}
+    for metric in metrics_of(items[0]):
+        columns = [
+            own.column(metric)[[c == category for c in own.categories]]
+            for own in items
+            if category in own.categories
+        ]
+        interval = nested_bootstrap(columns, ratio_of_sums, resamples=resamples)
+        found[metric], bounds[metric] = interval.estimate, interval.bounds()
+    return {**found, "ci": bounds}
+
+
+def _cost(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
+    """Return tokens, bytes and seconds of a seed's training on average, and the learning rate."""
+    names = ("rounds", "tokens", "bytes_up", "bytes_down", "seconds")
+    if role == BASE:
+        return {**dict.fromkeys(names, 0), "learning_rate": None}
+    totals = [_mapping(_mapping(seed.record["totals"])[seed.arms[role]]) for seed in seeds]
+    rates = [_mapping(seed.record["learning_rates"])[seed.arms[role]] for seed in seeds]
+    means: dict[str, object] = {name: float(np.mean([own[name] for own in totals])) for name in names}
+    return {**means, "learning_rate": rates[0]}
+
+
+def _clients(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
+    """Return the mean and the worst decile over clients of their expected loss, averaged over seeds."""
+    found = [client_losses(seed, role) for seed in seeds]
+    known = [summary(own) for own in found if own]
+    if not known:
+        return {"per_client": {}}
+    return {"per_client": {name: float(np.mean([own[name] for own in known])) for name in known[0]}}
+
+
+def client_losses(seed: Seed, role: str) -> dict[str, float]:
+    """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
+    items = seed.items[role]
+    sizes = _mapping(seed.record["sizes"])
+    if any(owner in sizes for owner in items.owners):
+        return _by(items, items.owners)
+    return per_client_loss(_by(items, items.categories), seed.category_counts)
+
+
+def _by(items: Items, labels: Sequence[str | None]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for label in sorted({own for own in labels if own is not None}):
+        rows = items.column("loss")[[own == label for own in labels]]
+        if rows[:, 1].sum():
+            found[label] = float(rows[:, 0].sum() / rows[:, 1].sum())
+    return found
+
+
+def _mapping(value: object) -> Mapping[str, float]:
+    assert isinstance(value, dict)
+    return value
