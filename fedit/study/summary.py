@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
+from fedit.config import ArmKind
 from fedit.data.statistics import per_client_loss, summary
 from fedit.evaluation.intervals import Array, Interval, nested_bootstrap, ratio_of_sums
 from fedit.files import read_json
 from fedit.study.items import Items, metrics_of
 from fedit.study.plan import BASE, file_name
+
+ORDER = get_args(ArmKind)
+"""In which arms are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ def read_seeds(folder: Path, seeds: Sequence[int]) -> list[Seed]:
 
 def summarise(seeds: Sequence[Seed], *, resamples: int) -> dict[str, object]:
     """Return the arms of ``summary.json``: role -> numbers, intervals and differences to base and federation."""
-    roles = list(dict.fromkeys(role for seed in seeds for role in seed.items))
+    present = {role for seed in seeds for role in seed.items}
+    roles = sorted(present, key=lambda role: (ORDER.index(role.partition(":")[0].partition("-")[0]), role))
     federations = [role for role in roles if role.startswith("federated")]
     return {role: _arm(role, seeds, federations[:1], resamples) for role in roles}
 
