@@ -11,6 +11,8 @@ from fedit.files import safe_name
 from fedit.prepare import Job
 
 BASE = "base"
+KINDS = 3
+"""Clients that the paper trains alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,9 @@ def later_arms(job: Job, study: StudyConfig) -> list[str]:
 def local_clients(job: Job, choice: int | str | Sequence[str]) -> list[str]:
     """Return the clients that train alone.
 
-    choice: the first so many; ids; or "kinds": as in the FedIT paper (arXiv:2305.05644) two clients of one
-        category, different ones, and one of two categories, each the one with the most rows; as far as there are
-        any, and the client with the fewest categories where there is none of either kind.
+    choice: the first so many; ids; or "kinds": three, as in the FedIT paper (arXiv:2305.05644) two of one category,
+        different ones, and one of two categories, each the client with the most rows. Where there are none of a
+        kind, those with the fewest categories take their place.
 
     Raises:
         ConfigError: an id is not a client's.
@@ -87,7 +89,8 @@ def _kinds(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         if len(present[client]) == 1 and present[client] not in taken and len(taken) < 2:
             chosen.append(client)
     chosen += [client for client in largest if len(present[client]) == 2][:1]
-    return chosen or sorted(largest, key=lambda client: len(present[client]))[:1]
+    others = sorted((c for c in largest if c not in chosen), key=lambda client: len(present[client]))
+    return [*chosen, *others][:KINDS]
 
 
 def expected_tokens(job: Job, arm: str) -> float:
