@@ -283,8 +283,8 @@ class StudyConfig(BaseModel):
     learning_rates: list[float] = Field(default=[])
     """Rates that every arm chooses from by its validation loss at the first seed. Default: the job's alone."""
     local_clients: PositiveInt | Literal["kinds"] | list[str] = Field(default="kinds")
-    """Clients that train alone: kinds (the paper's three: two of one category, one of two, or those with the fewest
-    categories), the first so many, or ids."""
+    """Clients that train alone: kinds (the paper's three: two of one category, one of two; else those with the
+    fewest), the first so many, or ids."""
     questions: list[str] = Field(default=[])
     """Question sets that every arm answers at the first seed: names or JSONL files."""
     question_tokens: PositiveInt = Field(default=256)

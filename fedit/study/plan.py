@@ -60,9 +60,9 @@ def later_arms(job: Job, study: StudyConfig) -> list[str]:
 def local_clients(job: Job, choice: int | str | Sequence[str]) -> list[str]:
     """Return the clients that train alone.
 
-    choice: the first so many; ids; or "kinds": three, as in the FedIT paper (arXiv:2305.05644) two of one category,
-        different ones, and one of two categories, each the client with the most rows. Where there are none of a
-        kind, those with the fewest categories take their place.
+    choice: the first so many; ids; or "kinds": three, as in the FedIT paper (arXiv:2305.05644) two of one
+        category, different ones, and one of two categories, each the client with the most rows. Where there are
+        none of a kind, those with the fewest categories take their place.
 
     Raises:
         ConfigError: an id is not a client's.
