@@ -154,7 +154,7 @@ def _one_seed(plan: Plan, seed: int) -> None:
         job.partition.save(folder / "partition.json")
         totals = {arm: _totals(plan, training) for arm, training in chosen.items()}
         rates_of = {arm: training.learning_rate for arm, training in chosen.items()}
-        tried = {arm: [[t.learning_rate, _choice(plan, t)[0]] for t in own] for arm, own in tuned.items()}
+        tried = {arm: [[t.learning_rate, _validation_loss(plan, t)] for t in own] for arm, own in tuned.items()}
         write_json(
             folder / "seed.json",
             {
@@ -210,11 +210,15 @@ def _best(plan: Plan, trainings: Sequence[Training]) -> Training:
 
 def _choice(plan: Plan, training: Training) -> tuple[float, float]:
     """Return what the best rate has the least of: validation loss after the last round, then the rate itself."""
-    events = EventLog(training.folder(plan.folder)).history()
-    last = [event for event in events if event["event"] == "evaluation"][-1]
-    loss = last.get("validation_loss")
+    loss = _validation_loss(plan, training)
     # A diverged arm logs no finite loss and is never chosen before one that has one.
-    return (float(loss) if isinstance(loss, int | float) else float("inf"), training.learning_rate)
+    return (float("inf") if loss is None else loss, training.learning_rate)
+
+
+def _validation_loss(plan: Plan, training: Training) -> float | None:
+    events = EventLog(training.folder(plan.folder)).history()
+    loss = [event for event in events if event["event"] == "evaluation"][-1].get("validation_loss")
+    return float(loss) if isinstance(loss, int | float) else None
 
 
 def _chosen_rates(plan: Plan) -> dict[str, float]:

@@ -1,0 +1,239 @@
+"""Whole tiny studies: what is trained, chosen and compared, and that nothing is done twice."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import write_rows
+
+from fedit import settings
+from fedit.errors import ConfigError, RunFolderError
+from fedit.settings import Settings
+from fedit.study import run as module
+from fedit.study.items import Items
+from fedit.study.run import run_study
+from fedit.study.summary import client_losses, read_seeds
+
+QUICK = {"resamples": 50}
+
+
+def study_of(**values):
+    given = [f"study.{name}={json.dumps(value)}" for name, value in {**QUICK, **values}.items()]
+    return settings.load(None, given).study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny):
+    """A study with everything on: two rates, two seeds, two-turn questions."""
+    folder = tmp_path_factory.mktemp("study")
+    write_rows(folder / "rows.jsonl", 90)
+    lines = [
+        {"question_id": "q1", "category": "chat", "turns": ["Say hello.", "And again."]},
+        {"question_id": "q2", "turns": ["Count."], "reference": ["one two"]},
+    ]
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDIT_CACHE", str(folder / "cache"))
+        config = settings.from_values(
+            {
+                "model": str(tiny),
+                "device": "cpu",
+                "dtype": "fp32",
+                "dataset": str(folder / "rows.jsonl"),
+                "prompt_template": "vicuna",
+                "lora_r": 4,
+                "lora_alpha": 8,
+                "num_clients": 4,
+                "partitioner": "label_count",
+                "labels_per_client": 1,
+                "clients_per_round": 2,
+                "num_rounds": 2,
+                "local_steps": 2,
+                "batch_size": 4,
+                "held_out": 3,
+                "validation": 2,
+                "max_length": 96,
+                "max_new_tokens": 3,
+                "eval_every": 2,
+                "num_workers": 1,
+            },
+            "test",
+        )
+        study = study_of(
+            seeds=2, learning_rates=[1e-9, 0.01], questions=[str(folder / "q.jsonl")], question_tokens=4
+        )
+        heard = []
+        summary = run_study(Settings(config, {}, study), folder / "out", listener=heard.append)
+        yield Settings(config, {}, study), folder / "out", summary, heard
+
+
+def test_every_arm_has_numbers_with_intervals_and_differences(finished):
+    _, folder, summary, _ = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    arms = summary["arms"]
+    assert list(arms) == [
+        "base", "local-1", "local-2", "local-3", "local_total-1", "local_total-2", "local_total-3",
+        "centralised", "federated",
+    ]  # fmt: skip
+    for name, arm in arms.items():
+        assert arm["seeds"] == 2
+        for metric in ("loss", "token_accuracy", "exact_match", "rouge_l"):
+            low, high = arm["ci"][metric]
+            assert low <= arm[metric] <= high
+            assert arm[metric] == pytest.approx(np.mean(arm["per_seed"][metric]))
+        if name != "base":
+            difference = arm["vs_base"]["loss"]
+            assert difference["difference"] == pytest.approx(arm["loss"] - arms["base"]["loss"])
+            assert difference["ci"][0] <= difference["difference"] <= difference["ci"][1]
+    assert arms["federated"]["loss"] < arms["base"]["loss"]
+    assert "vs_federated" in arms["centralised"]
+    assert arms["base"]["tokens"] == 0
+
+
+def test_budgets_are_equal(finished):
+    arms = finished[2]["arms"]
+    whole = arms["federated"]["tokens"]
+    assert whole > 0
+    for name in ("centralised", "local_total-1", "local_total-2"):
+        # A round ends with the batch that fills its budget.
+        assert whole <= arms[name]["tokens"] < 1.3 * whole
+    assert arms["local-1"]["rounds"] == 2
+    assert arms["local-1"]["tokens"] < whole
+
+
+def test_rates_are_chosen_on_validation_rows_at_the_first_seed_alone(finished):
+    _, folder, summary, _ = finished
+    assert all(arm["learning_rate"] in (None, 0.01) for arm in summary["arms"].values())
+    first, second = (json.loads((folder / f"seed-{seed}" / "seed.json").read_text()) for seed in (0, 1))
+    for tried in first["validation_losses"].values():
+        losses = dict(tried)
+        assert set(losses) == {1e-9, 0.01}
+        assert losses[0.01] < losses[1e-9]
+    assert all([rate for rate, _ in tried] == [0.01] for tried in second["validation_losses"].values())
+    assert sorted(path.name for path in (folder / "seed-1/arms/federated").iterdir()) == ["lr-0.01"]
+
+
+def test_losses_are_those_of_the_arms_own_last_evaluation(finished):
+    _, folder, summary, _ = finished
+    events = [
+        json.loads(x) for x in (folder / "seed-0/arms/federated/lr-0.01/events.jsonl").read_text().splitlines()
+    ]
+    last = [event for event in events if event["event"] == "evaluation"][-1]
+    assert summary["arms"]["federated"]["per_seed"]["loss"][0] == pytest.approx(last["loss"], rel=1e-5)
+    seeds = read_seeds(folder, [0, 1])
+    assert client_losses(seeds[0], "federated") == pytest.approx(last["per_client"], rel=1e-5)
+
+
+def test_local_clients_are_of_one_category(finished):
+    _, folder, summary, _ = finished
+    counts = json.loads((folder / "seed-0/clients.json").read_text())
+    own = [summary["arms"][f"local-{i}"]["clients"][0].partition(":")[2] for i in (1, 2)]
+    kinds = [[name for name, count in counts[client].items() if count] for client in own]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert kinds[0] != kinds[1]
+
+
+def test_all_arms_answer_the_questions(finished):
+    _, folder, _, _ = finished
+    from fedit.evaluation.answerfiles import read_answers
+
+    files = sorted((folder / "answers").glob("*.jsonl"))
+    assert len(files) == 9
+    for path in files:
+        _, answered = read_answers(path)
+        assert [len(one.answers) for one in answered] == [2, 1]
+        assert answered[1].reference == ("one two",)
+
+
+def test_a_finished_study_is_only_read(finished, monkeypatch):
+    given, folder, summary, _ = finished
+    monkeypatch.setattr(module, "prepare", lambda *args: pytest.fail("prepared again"))
+    assert run_study(given, folder) == summary
+
+
+def test_an_interrupted_study_goes_on_and_ends_the_same(finished, tmp_path):
+    given, _, summary, _ = finished
+    short = Settings(given.config, {}, given.study.model_copy(update={"questions": []}))
+    out = tmp_path / "out"
+    count = 0
+
+    def stop(event):
+        nonlocal count
+        count += event["event"] == "round"
+        if count == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(short, out, listener=stop)
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("adapter_model.safetensors")}
+    assert done
+    again = run_study(short, out)
+    assert again["arms"] == summary["arms"] | {
+        name: {**arm, "seconds": again["arms"][name]["seconds"]} for name, arm in summary["arms"].items()
+    }
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+def test_another_study_does_not_go_into_the_same_folder(finished):
+    given, folder, _, _ = finished
+    for changed in (
+        Settings(given.config.model_copy(update={"num_rounds": 3}), {}, given.study),
+        Settings(given.config, {}, given.study.model_copy(update={"learning_rates": [0.01]})),
+    ):
+        with pytest.raises(RunFolderError, match="another study"):
+            run_study(changed, folder)
+    # How many resamples there are is no part of what was trained.
+    more = Settings(given.config, {}, given.study.model_copy(update={"resamples": 60}))
+    assert run_study(more, folder)["resamples"] == 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "study", "words"),
+    [
+        ({}, {"learning_rates": [1e-4, 1e-3]}, "set validation"),
+        ({"validation": 2, "early_stopping": 1}, {}, "equal budgets"),
+        ({"compare": ["local"]}, {}, "study.arms"),
+        ({"exact_match": True}, {"generate": False}, "study.generate"),
+        ({}, {"local_clients": ["client-9"]}, "client-9"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_trained(make_config, tmp_path, changes, study, words):
+    with pytest.raises(ConfigError, match=words):
+        run_study(Settings(make_config(**changes), {}, study_of(**study)), tmp_path / "out")
+    assert not list(tmp_path.glob("out/seed-*/arms"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("study.arms=centralised", "add federated"),
+        ("study.arms=locals", "'locals'"),
+        ("study.seds=2", "did you mean 'seeds'"),
+        ("study.seeds=[1,1]", "twice"),
+        ("study.learning_rates=[0.1,-1]", "above 0"),
+    ],
+)
+def test_mistakes_in_a_studys_settings_are_named(text, words):
+    with pytest.raises(ConfigError, match=words):
+        settings.load(None, [text])
+
+
+def test_losses_alone(make_config, tmp_path):
+    given = Settings(make_config(), {}, study_of(arms=["base", "federated"], generate=False))
+    arms = run_study(given, tmp_path / "out")["arms"]
+    assert list(arms) == ["base", "federated"]
+    assert "exact_match" not in arms["federated"]
+    items = Items.read(tmp_path / "out/seed-0/items/federated.json")
+    assert items.texts is None
+    with pytest.raises(ValueError, match="generated"):
+        items.column("rouge_l")
+
+
+def test_worker_processes_give_the_same(finished, tmp_path):
+    given, _, summary, _ = finished
+    config = given.config.model_copy(update={"num_workers": 2})
+    study = given.study.model_copy(update={"questions": [], "seeds": 1})
+    arms = run_study(Settings(config, {}, study), tmp_path / "out")["arms"]
+    for name, arm in arms.items():
+        for metric, values in arm["per_seed"].items():
+            assert values[0] == summary["arms"][name]["per_seed"][metric][0]
