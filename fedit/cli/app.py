@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import chat, data, doctor, listing, run
+from fedit.cli import chat, data, doctor, listing, report, run
 
 app = typer.Typer(
     name="fedit",
@@ -34,5 +34,6 @@ app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
