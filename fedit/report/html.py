@@ -38,6 +38,9 @@ from fedit.report.numbers import Estimate, number_text
 MOST_CELLS = 1_500
 """Larger tables of a figure's numbers are left to the JSON twin."""
 
+LONGEST_NAME = 160
+"""Characters of a name or of a cell of a table."""
+
 _AGAINST = {
     "": "",
     "same": "same as base",
@@ -181,7 +184,7 @@ def _cell(cell: Cell, column: Column, *, first: bool, best: bool) -> Markup:
             _best(number_text(cell.value, column.form), best), " ", element("span", ends, class_="range")
         )
     else:
-        content = _best(cell_text(cell, column), best)
+        content = _best(_clipped(cell_text(cell, column)), best)
     kind = None if column.kind == "text" else "number"
     if first:
         return element("th", content, scope="row", class_=kind, dir="auto")
@@ -259,15 +262,20 @@ def _answer(answer: ShownAnswer) -> Markup:
         "li",
         element(
             "div",
-            element("span", answer.arm, class_="arm", dir="auto"),
+            element("span", _clipped(answer.arm), class_="arm", dir="auto"),
             verdict,
             score,
             element("span", against, class_="against") if against else "",
             class_="who",
         ),
         element("p", *_pieces(answer.pieces), class_="said", dir="auto"),
-        data_arm=answer.arm,
+        data_arm=_clipped(answer.arm),
     )
+
+
+def _clipped(name: str) -> str:
+    """Return a name as long as a page has room for; the JSON twin has all of it."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _pieces(pieces: Sequence[Piece]) -> list[Markup]:

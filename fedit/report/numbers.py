@@ -1,6 +1,7 @@
-"""Numbers as people read them, and estimates with their intervals."""
+"""Numbers as people read them, estimates with their intervals, names in the order people expect."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -86,6 +87,12 @@ def tick_texts(ticks: Sequence[float], form: str = "") -> list[str]:
     if step < 1e-5:
         return [f"{tick:.3g}" for tick in ticks]
     return [f"{tick:,.{digits}{'%' if percent else 'f'}}" for tick in ticks]
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts client-2 before client-10, however long a number is."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, len(part.lstrip("0")), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def _short(value: float) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
+from fedit.report.numbers import natural_order
 from fedit.report.sections.clients import Holding
 
 FEDERATED = "federated"
@@ -82,11 +83,7 @@ def read_run(folder: Path) -> RunRecord:
     if not federated.named("evaluation"):
         raise RunFolderError(f"{folder / 'events.jsonl'} holds no evaluation, so there is nothing to report.")
     arms = {BASE: ArmRecord(BASE, (), _grades(folder / "arms" / BASE)), FEDERATED: federated}
-    for place in sorted((folder / "arms").glob("*/events.jsonl")):
-        events = EventLog(place.parent).history()
-        if events:
-            name = str(events[0].get("arm", place.parent.name))
-            arms[name] = ArmRecord(name, events, _grades(place.parent))
+    arms |= _baselines(folder / "arms")
     return RunRecord(
         folder.resolve().name,
         _settings(folder / "resolved.yaml"),
@@ -96,6 +93,15 @@ def read_run(folder: Path) -> RunRecord:
         _holdings(folder),
         arms,
     )
+
+
+def _baselines(folder: Path) -> dict[str, ArmRecord]:
+    found = {}
+    for path in folder.glob("*/events.jsonl"):
+        if events := EventLog(path.parent).history():
+            name = str(events[0].get("arm", path.parent.name))
+            found[name] = ArmRecord(name, events, _grades(path.parent))
+    return {name: found[name] for name in sorted(found, key=natural_order)}
 
 
 def _holdings(folder: Path) -> dict[str, Holding]:

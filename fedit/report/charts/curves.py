@@ -9,7 +9,7 @@ from fedit.report.charts.spec import Axis, Lines, Panels, Reference, Series
 from fedit.report.numbers import number_text
 
 MOST_MARKERS = 16
-"""About as many points of a line carry a marker."""
+"""About as many points of a line carry a marker; half as many in a small chart."""
 
 _GAP = 22.0
 _PANEL = 96.0
@@ -46,7 +46,7 @@ def draw_panels(canvas: Canvas, chart: Panels) -> float:
         placed = horizontal.placed(x, x + wide)
         _plot(
             canvas, chart.x, chart.y, placed, vertical.placed(top + _PANEL, top), panel.series, panel.references,
-            labels=index % columns == 0,
+            labels=index % columns == 0, markers=MOST_MARKERS // 2,
         )  # fmt: skip
         _ends(canvas, placed, top + _PANEL + LINE - 1)
     y += -(-len(chart.panels) // columns) * row
@@ -72,6 +72,7 @@ def _plot(
     references: Sequence[Reference],
     *,
     labels: bool = True,
+    markers: int = MOST_MARKERS,
 ) -> None:
     """Draw a frame with its curves."""
     for tick, label in zip(vertical.ticks, vertical.labels, strict=True):
@@ -88,7 +89,7 @@ def _plot(
             canvas.rule(horizontal.start, y, horizontal.end, y, "muted", 1.6, dash)
     # What is emphasised is drawn last, above the others.
     for position, one in sorted(enumerate(series), key=lambda item: item[1].emphasis):
-        _curve(canvas, one, position, horizontal, vertical, x_axis, y_axis)
+        _curve(canvas, one, position, horizontal, vertical, x_axis, y_axis, markers)
 
 
 def _curve(
@@ -99,13 +100,14 @@ def _curve(
     vertical: Scale,
     x_axis: Axis,
     y_axis: Axis,
+    markers: int,
 ) -> None:
     points = [(horizontal(x), vertical(y)) if finite(y) else None for x, y in series.points]
     for run in runs(points):
         if len(run) > 1:
             canvas.line(run, position, series.emphasis)
     shown = [(place, value) for place, value in zip(points, series.points, strict=True) if place is not None]
-    every = max(1, len(shown) // MOST_MARKERS)
+    every = max(1, len(shown) // markers)
     marks = []
     for index, (place, (x, y)) in enumerate(shown):
         if index % every == 0 or index == len(shown) - 1:

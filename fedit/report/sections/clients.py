@@ -1,12 +1,11 @@
 """Whose data it was: who holds what, and what each client gets out of it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedit.report.charts.spec import HeatMap
 from fedit.report.document import Block, Column, Fact, Facts, Figure, Row, Section, Table, Text
-from fedit.report.numbers import number_text
+from fedit.report.numbers import natural_order, number_text
 
 MOST_ROWS = 40
 """Rows of a heat map of clients; where there are more clients, a row stands for several alike."""
@@ -57,7 +56,7 @@ def partition_section(
         f"The smallest has {min(sizes, default=0):,} rows, the largest {max(sizes, default=0):,}."
     )
     blocks: list[Block] = [Text(text)]
-    if (figure := _held_figure(_condensed(holdings)[0])) is not None:
+    if (figure := _held_figure(holdings)) is not None:
         blocks.append(figure)
     facts = tuple(
         Fact(title, number_text(value, form), note)
@@ -124,12 +123,13 @@ def clients_section(
 
 
 def _held_figure(holdings: Mapping[str, Holding]) -> Figure | None:
-    columns = _categories(holdings)
+    shown, others = _condensed(holdings)
+    columns = _categories(shown, last=others)
     if not columns:
         return None
     groups = _groups(holdings)
     values = [
-        [_mean([float(holdings[client].categories.get(name, 0)) for client in group.clients]) for name in columns]
+        [_mean([float(shown[client].categories.get(name, 0)) for client in group.clients]) for name in columns]
         for group in groups
     ]
     alone, form = len(groups) == len(holdings), ",d" if len(groups) == len(holdings) else ",.3g"
@@ -168,11 +168,12 @@ def _loss_figure(
     measured: bool,
 ) -> Figure | None:
     """Return a heat map of the losses in the categories that clients hold, with each one's own beside them."""
-    known, others = _condensed({name: mine for name, mine in holdings.items() if name in after})
+    mine = {name: holding for name, holding in holdings.items() if name in after}
+    known, others = _condensed(mine)
     columns = tuple(name for name in _categories(known) if name != others and per_category.get(name) is not None)
     if not columns:
         return None
-    groups = _groups(known)
+    groups = _groups(mine)
     own = tuple(_mean([after[client] for client in group.clients]) for group in groups)
     chart = HeatMap(
         row_title="client" if len(groups) == len(known) else "clients",
@@ -222,16 +223,18 @@ def _condensed(holdings: Mapping[str, Holding]) -> tuple[dict[str, Holding], str
     return condensed, others
 
 
-def _categories(holdings: Mapping[str, Holding]) -> tuple[str, ...]:
-    return tuple(sorted({name for mine in holdings.values() for name, count in mine.categories.items() if count}))
+def _categories(holdings: Mapping[str, Holding], last: str = "") -> tuple[str, ...]:
+    """Return the names of categories that anyone holds, in natural order, ``last`` at the end."""
+    names = {name for mine in holdings.values() for name, count in mine.categories.items() if count}
+    return tuple(sorted(names, key=lambda name: (name == last, natural_order(name))))
 
 
 def _groups(holdings: Mapping[str, Holding]) -> list[_Group]:
     """Return each client alone, or equally many of those that hold most of the same category."""
     if len(holdings) <= MOST_ROWS:
-        return [_Group(name, (name,)) for name in sorted(holdings, key=_natural)]
+        return [_Group(name, (name,)) for name in sorted(holdings, key=natural_order)]
     mostly = {name: _main_category(mine) for name, mine in holdings.items()}
-    order = sorted(holdings, key=lambda name: (mostly[name], -holdings[name].rows, _natural(name)))
+    order = sorted(holdings, key=lambda name: (mostly[name], -holdings[name].rows, natural_order(name)))
     each = -(-len(order) // MOST_ROWS)
     groups = []
     for start in range(0, len(order), each):
@@ -246,12 +249,6 @@ def _groups(holdings: Mapping[str, Holding]) -> list[_Group]:
 def _main_category(holding: Holding) -> str:
     """Return the category with the most rows, the first by name of several; "" if there is none."""
     return min(holding.categories, key=lambda name: (-holding.categories[name], name), default="")
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts client-2 before client-10, however long a number is."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(0, len(part.lstrip("0")), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
 
 
 def _mean(values: Sequence[float]) -> float:

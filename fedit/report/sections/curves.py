@@ -4,19 +4,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
+from typing import TypeVar
 
 from fedit.report.charts.spec import Axis, Lines, Panel, Panels, Reference, Series
 from fedit.report.document import Block, Column, Figure, Note, Row, Section, Table
-from fedit.report.numbers import number_text
+from fedit.report.numbers import natural_order, number_text
 
-MOST_POINTS = 400
-"""Points of a curve that are drawn; of longer curves evenly spaced ones, and the last."""
+MOST_POINTS = 200
+"""Points of a curve that are drawn; of longer curves evenly spaced ones, and the last. A small chart has 40."""
+
+MOST_CURVES = 8
+"""Arms whose curves are drawn; more could not be told apart."""
 
 MOST_PANELS = 12
 """Categories with a chart of their own; the others are in the table."""
 
 MOST_CLIENT_CURVES = 6
 """Clients that each have a curve; of more, the middle and the extent are drawn."""
+
+T = TypeVar("T")
 
 Points = tuple[tuple[float, float | None], ...]
 """(x, y), where y may be missing."""
@@ -62,39 +68,44 @@ def curves_section(
     """
     tokens, loss = Axis("training tokens", "compact", zero=True), Axis("held-out loss (nats per token)", ".3f")
     references = () if base is None else (Reference("base model", base),)
-    series = tuple(Series(arm.arm, thinned(arm.overall), arm.band, arm.emphasis and len(arms) > 1) for arm in arms)
+    shown = sorted(arms, key=lambda arm: not arm.emphasis)[:MOST_CURVES]
+    series = tuple(
+        Series(arm.arm, thinned(arm.overall), thinned(arm.band), arm.emphasis and len(shown) > 1) for arm in shown
+    )
     blocks: list[Block] = []
-    if any(_known(arm.overall) for arm in arms):
-        said = "; ".join(f"{arm.arm} {_course(arm.overall)}" for arm in arms)
+    if any(_known(arm.overall) for arm in shown):
+        said = "; ".join(f"{arm.arm} {_course(arm.overall)}" for arm in shown)
         caption = "Every arm is measured on the same held-out instructions. Lower is better."
+        caption += f" {len(shown)} of {len(arms)} arms are drawn." if len(arms) > len(shown) else ""
         chart = Lines(tokens, loss, series, references)
         blocks.append(Figure("curves", "Held-out loss", chart, f"Held-out loss over tokens: {said}.", caption))
     else:
         blocks.append(Note("No evaluation gave a finite loss, so there is no curve to draw.", "warning"))
     if names := _categories(arms):
-        blocks += _per_category(arms, names, base_per_category or {}, tokens, loss)
+        blocks.append(_category_panels(shown, names, base_per_category or {}, tokens, loss))
+        blocks.append(_category_table(arms, names, base_per_category or {}))
     if clients:
         blocks.append(_client_curves(clients, measured))
     return Section("Learning curves", "curves", tuple(blocks))
 
 
-def thinned(points: Points) -> Points:
-    """Return at most `MOST_POINTS` evenly spaced points, the last among them."""
-    if len(points) <= MOST_POINTS:
+def thinned(points: tuple[T, ...], most: int = MOST_POINTS) -> tuple[T, ...]:
+    """Return at most so many evenly spaced points, the last among them."""
+    if len(points) <= most:
         return points
-    every = -(-len(points) // (MOST_POINTS - 1))
+    every = -(-len(points) // (most - 1))
     kept = points[::every]
     return kept if kept[-1] == points[-1] else (*kept, points[-1])
 
 
-def _per_category(
+def _category_panels(
     arms: Sequence[ArmCurve], names: Sequence[str], base: Mapping[str, float | None], x: Axis, y: Axis
-) -> list[Block]:
+) -> Figure:
     panels = tuple(
         Panel(
             name,
             tuple(
-                Series(arm.arm, thinned(arm.per_category.get(name, ())), (), arm.emphasis and len(arms) > 1)
+                Series(arm.arm, thinned(arm.per_category.get(name, ()), 40), (), arm.emphasis and len(arms) > 1)
                 for arm in arms
             ),
             tuple(Reference("base model", value) for value in [base.get(name)] if value is not None),
@@ -104,37 +115,35 @@ def _per_category(
     cut = f" The first {MOST_PANELS} of {len(names)} categories." if len(names) > MOST_PANELS else ""
     lead = next((arm for arm in arms if arm.emphasis), arms[0])
     said = "; ".join(f"{name} {_course(lead.per_category.get(name, ()))}" for name in names[:MOST_PANELS])
-    figure = Figure(
+    return Figure(
         "curves-categories",
         "Held-out loss per category",
         Panels(x, y, panels),
         f"Loss of {lead.arm} per category: {said}.",
         f"All panels have the same scales.{cut}",
     )
+
+
+def _category_table(arms: Sequence[ArmCurve], names: Sequence[str], base: Mapping[str, float | None]) -> Table:
     columns = [Column("category"), Column("base model", "number", ".3f", "lowest")]
     columns += [Column(arm.arm, "number", ".3f", "lowest") for arm in arms]
     rows = tuple(
         Row((name, base.get(name), *(_last(arm.per_category.get(name, ())) for arm in arms))) for name in names
     )
-    return [figure, Table("Held-out loss per category at the end", tuple(columns), rows, folded=True)]
+    return Table("Held-out loss per category at the end", tuple(columns), rows, folded=True)
 
 
 def _client_curves(clients: Sequence[ClientLosses], measured: bool) -> Figure:
-    names = sorted({name for one in clients for name in one.losses})
-    kind = (
-        "on its own held-out rows"
-        if measured
-        else "that it may expect: the categories' losses weighted by its own mix of categories"
-    )
+    names = sorted({name for one in clients for name in one.losses}, key=natural_order)
+    kind = "measured on its own held-out rows" if measured else "expected under its own mix of categories"
+    caption = f"The loss of a client is the one {kind}."
     if not names:
         series = [
             Series("mean of the clients", tuple((one.round, one.mean) for one in clients), emphasis=True),
             Series("worst tenth of the clients", tuple((one.round, one.worst_decile) for one in clients)),
         ]
-        caption = f"The loss of a client is that {kind}."
     elif len(names) <= MOST_CLIENT_CURVES:
         series = [Series(name, tuple((one.round, one.losses.get(name)) for one in clients)) for name in names]
-        caption = f"For each client the loss {kind}."
     else:
         spread = [(one.round, *_spread(list(one.losses.values()))) for one in clients]
         series = [
@@ -146,9 +155,9 @@ def _client_curves(clients: Sequence[ClientLosses], measured: bool) -> Figure:
             ),
             Series("worst tenth of the clients", tuple((one.round, one.worst_decile) for one in clients)),
         ]
-        caption = f"The loss of a client is that {kind}. The band holds eight of ten clients."
+        caption += " The band holds eight of ten clients."
     said = "; ".join(f"{one.name} {_course(one.points)}" for one in series)
-    shown = tuple(Series(s.name, thinned(s.points), s.band, s.emphasis) for s in series)
+    shown = tuple(Series(s.name, thinned(s.points), thinned(s.band), s.emphasis) for s in series)
     chart = Lines(Axis("round", ",d", whole=True), Axis("held-out loss (nats per token)", ".3f"), shown)
     return Figure("curves-clients", "Held-out loss of the clients", chart, f"By round: {said}.", caption)
 
@@ -163,7 +172,7 @@ def _spread(losses: Sequence[float]) -> tuple[float | None, float | None, float 
 
 
 def _categories(arms: Sequence[ArmCurve]) -> list[str]:
-    return sorted({name for arm in arms for name in arm.per_category})
+    return sorted({name for arm in arms for name in arm.per_category}, key=natural_order)
 
 
 def _known(points: Points) -> list[float]:

@@ -89,7 +89,7 @@ def _diagnostics(rounds: Sequence[Event]) -> list[Figure | None]:
         and (e := _value(event, "aggregation_bias_error")) is not None
         and (x := _integer(event, "round")) is not None
     ]
-    bias = Series("bias", thinned(_course(rounds, "aggregation_bias")), tuple(error))
+    bias = Series("bias", thinned(_course(rounds, "aggregation_bias")), thinned(tuple(error)))
     return [
         _small(
             "training-loss",
