@@ -19,7 +19,9 @@ from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import train
 from fedit.files import remove_leftovers, write_json, write_text
 from fedit.prepare import Job, default_threads, prepare
+from fedit.report.run_report import run_report
 from fedit.report.summary import summarise, write_summary
+from fedit.report.write import write_report
 from fedit.runfolder import (
     check_writable,
     environment,
@@ -179,6 +181,7 @@ def _go(job: Job, compute: Compute, folder: Path, listener: Listener | None) -> 
     content = summarise(job, federated, results)
     log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)
     write_summary(folder, job, federated, results, content)
+    write_report(run_report(folder), folder, pdf=False)
     return Result(folder, content)
 
 

@@ -120,9 +120,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures of a report, which take longer than tiny runs do."""
+    """Leave out the pictures and the report of a run, which take longer than tiny runs do."""
     for name in ("partition_figure", "learning_curves", "category_curves"):
         monkeypatch.setattr(f"fedit.report.summary.{name}", lambda *args, **options: None)
+    monkeypatch.setattr("fedit.launch.write_report", lambda *args, **options: None)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import chat, data, doctor, listing, run, study
+from fedit.cli import chat, data, doctor, listing, report, run, study
 
 app = typer.Typer(
     name="fedit",
@@ -35,5 +35,6 @@ app.command("study", epilog=study.EPILOG)(study.study)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

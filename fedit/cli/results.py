@@ -9,6 +9,7 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
+from fedit.report.summary import SHOWN_EXAMPLES, spread
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -51,7 +52,7 @@ def _print_examples(console: Console, summary: Mapping[str, object]) -> None:
     examples = summary.get("examples")
     if not isinstance(examples, list):
         return
-    for example in examples:
+    for example in spread(examples, SHOWN_EXAMPLES):
         console.print()
         console.print(Text(str(example["instruction"]), style="bold"))
         if example["context"]:
@@ -97,6 +98,7 @@ def _print_totals(console: Console, folder: Path, summary: Mapping[str, object])
         soft_wrap=True,
     )
     for what, name in (
+        ("report", "report.html"),
         ("summary", "summary.md"),
         ("partition", "partition.png"),
         ("learning curves", "curves.png"),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fedit.data.examples import Example, row_id
 from fedit.events import Event
@@ -11,9 +12,17 @@ from fedit.federation import Trained, totals
 from fedit.files import write_json, write_text
 from fedit.prepare import Job
 from fedit.report.pictures import category_curves, learning_curves, partition_figure
+from fedit.report.record import COUNTS
 from fedit.scoring import Answers
 
 SHOWN_EXAMPLES = 3
+"""Held-out rows with their answers in ``summary.md`` and on the terminal."""
+
+KEPT_EXAMPLES = 8
+"""Those in ``summary.json`` and in the report."""
+
+T = TypeVar("T")
+
 LOSSES = ("loss", "perplexity", "token_accuracy", "example_loss")
 
 
@@ -73,11 +82,12 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         summary["examples"] = [
             {
                 "instruction": example.messages[-2].content,
+                "category": example.category,
                 "context": example.context,
                 "expected": example.answer,
                 "answers": {name: {"text": text, "right": right} for name, (text, right) in answers.items()},
             }
-            for example, answers in shown_examples(job, results)
+            for example, answers in answered_examples(job, results)
         ]
     return summary
 
@@ -87,8 +97,11 @@ def write_summary(
 ) -> None:
     """Write pictures, ``summary.md`` and, last, ``summary.json``, whose presence says that the run is finished."""
     counts = job.category_counts
+    sizes = {client: len(rows) for client, rows in job.clients.items()}
+    held = {client: {"rows": sizes[client], "categories": mine} for client, mine in counts.items()}
+    write_json(folder / COUNTS, held)
     if not any(counts.values()):
-        counts = {client: {"rows": len(rows)} for client, rows in job.clients.items()}
+        counts = {client: {"rows": size} for client, size in sizes.items()}
     curves = {r.name: _curve(r) for r in results if r.name != "base"}
     base = {"base": _number(results[0].evaluation["loss"])}
     categories = sorted(_mapping(results[0].evaluation["per_category"]))
@@ -110,7 +123,7 @@ def write_summary(
     write_json(folder / "summary.json", dict(summary))
 
 
-def shown_examples(job: Job, results: Sequence[ArmResult]) -> list[tuple[Example, dict[str, tuple[str, bool]]]]:
+def answered_examples(job: Job, results: Sequence[ArmResult]) -> list[tuple[Example, dict[str, tuple[str, bool]]]]:
     """Return a few held-out rows with every arm's answer and grade: the first row of evenly spaced categories."""
     answered = [result for result in results if result.answers is not None]
     if not answered:
@@ -119,13 +132,17 @@ def shown_examples(job: Job, results: Sequence[ArmResult]) -> list[tuple[Example
     for example in job.held_out:
         firsts.setdefault(example.category, example)
     rows = [firsts[name] for name in sorted(firsts, key=str)] if len(firsts) >= SHOWN_EXAMPLES else job.held_out
-    step = max(len(rows) // SHOWN_EXAMPLES, 1)
     shown = []
-    for example in rows[::step][:SHOWN_EXAMPLES]:
+    for example in spread(rows, KEPT_EXAMPLES):
         key = row_id(example)
         texts = {r.name: (r.answers.texts[key], r.answers.right[key]) for r in answered if r.answers is not None}
         shown.append((example, texts))
     return shown
+
+
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """Return at most so many items, evenly spaced."""
+    return items[:: max(len(items) // most, 1)][:most]
 
 
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
@@ -165,7 +182,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
                 f"{_number(values['tokens']):,.0f} |"
             )
         lines.append("")
-    for example, answers in shown_examples(job, results):
+    for example, answers in spread(answered_examples(job, results), SHOWN_EXAMPLES):
         lines += [f"**{example.messages[-2].content}**", ""]
         if example.context:
             lines += [f"> {example.context}", ""]

@@ -1,0 +1,46 @@
+"""``fedit report``: a finished run as a page to read and to show, with twins for papers and scripts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedit.cli.output import console, notes, working
+
+EPILOG = """Examples:
+
+fedit report runs/first
+
+fedit report runs/first --open
+
+fedit report runs/first --out paper/first"""
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write the report. Default: the run's folder.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Write a finished run's report: a page that needs no network, Markdown, JSON, figures as SVG and PDF.
+
+    report.html is one file: settings, comparison, answers side by side, who holds what, curves, drift,
+    traffic and time. It holds the held-out instructions that are shown, and no training text.
+    """
+    from fedit.report.run_report import run_report
+    from fedit.report.write import write_report
+
+    with working("writing the report …"):
+        document = run_report(folder)
+        page = write_report(document, out or folder)
+    results = console()
+    for what, name in (
+        ("page", page),
+        ("for papers", page.with_suffix(".md")),
+        ("for scripts", page.with_suffix(".json")),
+        ("figures", page.with_name("figures")),
+    ):
+        results.print(f"{what:12s} {name}", soft_wrap=True)
+    if show and typer.launch(page.resolve().as_uri()) != 0:
+        notes().print(f"no browser could be started; open {page} in one.", style="yellow")

@@ -1,0 +1,162 @@
+"""A finished run as its folder tells it, read without the libraries that made it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedit.errors import RunFolderError
+from fedit.events import Event, EventLog
+from fedit.report.numbers import natural_order
+from fedit.report.sections.clients import Holding
+
+FEDERATED = "federated"
+BASE = "base"
+COUNTS = "partition-counts.json"
+"""Client -> how many rows it holds, and how many of each category."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """An arm's log, and which of its held-out answers are right; None where none were generated."""
+
+    name: str
+    events: Sequence[Event]
+    right: Mapping[str, bool] | None
+
+    def named(self, event: str) -> list[Event]:
+        """Return the events of one kind."""
+        return [one for one in self.events if one["event"] == event]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a finished run left.
+
+    arms: by name: base, federated, then the baselines in the order of their names.
+    """
+
+    name: str
+    settings: Mapping[str, object]
+    identity: Mapping[str, object]
+    environment: Mapping[str, object]
+    summary: Mapping[str, object]
+    holdings: Mapping[str, Holding]
+    arms: Mapping[str, ArmRecord]
+
+    @property
+    def federated(self) -> ArmRecord:
+        """The federation itself."""
+        return self.arms[FEDERATED]
+
+    def evaluation(self, arm: str) -> Mapping[str, object]:
+        """Return the scores of the adapter that an arm ended with; empty if there are none."""
+        if arm == BASE:
+            kept: float = 0
+        elif arm == FEDERATED:
+            kept = number(self.summary.get("adapter_round")) or 0
+        else:
+            kept = number(mapping(mapping(self.summary.get("arms")).get(arm)).get("rounds")) or math.inf
+        events = self.arms[FEDERATED if arm == BASE else arm].named("evaluation")
+        upto = [event for event in events if (number(event["round"]) or 0) <= kept]
+        return upto[-1] if upto else {}
+
+    def tokens(self, arm: str) -> float:
+        """Return how many tokens an arm was trained on."""
+        return sum(number(event.get("tokens")) or 0.0 for event in self.arms[arm].named("round"))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read the run in ``folder``.
+
+    Raises:
+        RunFolderError: it holds no run, the run is not finished, or a file of it cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise RunFolderError(f"{folder} holds no run: there is no run.json in it. Start one with: fedit run JOB")
+    if not (folder / "summary.json").is_file():
+        raise RunFolderError(f"the run in {folder} is not finished; go on with: fedit resume {folder}")
+    federated = ArmRecord(FEDERATED, EventLog(folder).history(), _grades(folder))
+    if not federated.named("evaluation"):
+        raise RunFolderError(f"{folder / 'events.jsonl'} holds no evaluation, so there is nothing to report.")
+    arms = {BASE: ArmRecord(BASE, (), _grades(folder / "arms" / BASE)), FEDERATED: federated}
+    arms |= _baselines(folder / "arms")
+    return RunRecord(
+        folder.resolve().name,
+        _settings(folder / "resolved.yaml"),
+        _json(folder / "run.json"),
+        _json(folder / "environment.json"),
+        _json(folder / "summary.json"),
+        _holdings(folder),
+        arms,
+    )
+
+
+def _baselines(folder: Path) -> dict[str, ArmRecord]:
+    found = {}
+    for path in folder.glob("*/events.jsonl"):
+        if events := EventLog(path.parent).history():
+            name = str(events[0].get("arm", path.parent.name))
+            found[name] = ArmRecord(name, events, _grades(path.parent))
+    return {name: found[name] for name in sorted(found, key=natural_order)}
+
+
+def _holdings(folder: Path) -> dict[str, Holding]:
+    """Return who holds what: in categories, or in rows alone where the run did not count categories."""
+    if (folder / COUNTS).is_file():
+        counts = {client: mapping(mine) for client, mine in _json(folder / COUNTS).items()}
+        return {
+            client: Holding(
+                int(number(mine.get("rows")) or 0),
+                {name: int(count or 0) for name, count in numbers(mine.get("categories")).items()},
+            )
+            for client, mine in counts.items()
+        }
+    clients = mapping(_json(folder / "partition.json").get("clients"))
+    return {client: Holding(len(rows), {}) for client, rows in clients.items() if isinstance(rows, list)}
+
+
+def _grades(folder: Path) -> dict[str, bool] | None:
+    path = folder / "answers.json"
+    if not path.is_file():
+        return None
+    right = _json(path).get("right")
+    return {str(row): bool(grade) for row, grade in right.items()} if isinstance(right, dict) else None
+
+
+def _settings(path: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Return an object of a file; an empty one where something else stands."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: object) -> float | None:
+    """Return a number of a file; None where something else stands, or no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def numbers(value: object) -> dict[str, float | None]:
+    """Return an object of numbers; see `number`."""
+    return {name: number(one) for name, one in mapping(value).items()}
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path} should hold an object.")
+    return content

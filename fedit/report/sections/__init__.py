@@ -1,0 +1,1 @@
+"""Sections of reports, each made from plain values, so that reports on one run and on many share them."""
