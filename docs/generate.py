@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedit.cli.flags import default_text, section
-from fedit.config import SECTIONS, RunConfig
+from fedit.config import SECTIONS, RunConfig, StudyConfig
 from fedit.data.partition import PARTITIONS
 from fedit.strategies import STRATEGIES, build_strategy
 
@@ -27,6 +27,20 @@ def settings_page() -> str:
             if section(field) == name:
                 text = (field.description or "").replace("\n", " ").replace("|", "\\|")
                 lines.append(f"| `{setting}` | {_code(default_text(field))} | {text} |")
+    lines += [
+        "",
+        "## study",
+        "",
+        "What `fedit study` compares; in a job file the section `study`, on the command line `study.name=value`.",
+        "",
+        "| setting | default | what it does |",
+        "|---|---|---|",
+    ]
+    for setting, field in StudyConfig.model_fields.items():
+        text = (field.description or "").replace("\n", " ").replace("|", "\\|")
+        default = field.get_default(call_default_factory=True)
+        shown = ", ".join(default) if isinstance(default, list) else str(default)
+        lines.append(f"| `study.{setting}` | {_code(shown)} | {text} |")
     return "\n".join(lines) + "\n"
 
 

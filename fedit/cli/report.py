@@ -13,26 +13,31 @@ fedit report runs/first
 
 fedit report runs/first --open
 
-fedit report runs/first --out paper/first"""
+fedit report runs/first --out paper/first
+
+fedit report studies/mine"""
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR|STUDY_DIR", help="Folder of a finished run or study.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write the report. Default: the run's folder.")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
-    """Write a finished run's report: a page that needs no network, Markdown, JSON, figures as SVG and PDF.
+    """Write the report of a finished run or study: a page that needs no network, Markdown, JSON, figures.
 
     report.html is one file: settings, comparison, answers side by side, who holds what, curves, drift,
     traffic and time. It holds the held-out instructions that are shown, and no training text.
     """
     from fedit.report.run_report import run_report
     from fedit.report.write import write_report
+    from fedit.study.report import study_report
 
     with working("writing the report …"):
-        document = run_report(folder)
+        document = study_report(folder) if (folder / "study.json").is_file() else run_report(folder)
         page = write_report(document, out or folder)
     results = console()
     for what, name in (

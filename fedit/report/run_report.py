@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit.config import RunConfig
+from fedit.events import Event
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text
 from fedit.report.numbers import Estimate, number_text, wilson
 from fedit.report.record import BASE, FEDERATED, RunRecord, mapping, number, numbers, read_run
@@ -57,7 +58,7 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
             _curves(run),
             base=number(before.get("loss")),
             base_per_category=numbers(before.get("per_category")),
-            clients=_client_losses(run),
+            clients=client_losses(evaluations),
             measured=_measured(run),
         ),
         clients_section(
@@ -158,28 +159,30 @@ _BUDGETS = ("local_steps", "local_epochs", "local_tokens")
 
 def _curves(run: RunRecord) -> list[ArmCurve]:
     """Return the curves of all arms that were trained, the federation's first."""
-    curves = []
-    for arm in sorted(
-        (arm for arm in run.arms.values() if arm.name != BASE), key=lambda arm: arm.name != FEDERATED
-    ):
-        tokens = 0.0
-        overall: list[tuple[float, float | None]] = []
-        categories: dict[str, list[tuple[float, float | None]]] = {}
-        for event in arm.events:
-            if event["event"] == "round":
-                tokens += number(event.get("tokens")) or 0.0
-            elif event["event"] == "evaluation":
-                overall.append((tokens, number(event.get("loss"))))
-                for name, loss in numbers(event.get("per_category")).items():
-                    categories.setdefault(name, []).append((tokens, loss))
-        by_category: dict[str, Points] = {name: tuple(points) for name, points in categories.items()}
-        curves.append(ArmCurve(arm.name, tuple(overall), by_category, emphasis=arm.name == FEDERATED))
-    return curves
+    arms = sorted((arm for arm in run.arms.values() if arm.name != BASE), key=lambda arm: arm.name != FEDERATED)
+    return [arm_curve(arm.name, arm.events, emphasis=arm.name == FEDERATED) for arm in arms]
 
 
-def _client_losses(run: RunRecord) -> list[ClientLosses]:
+def arm_curve(name: str, events: Sequence[Event], *, emphasis: bool = False) -> ArmCurve:
+    """Return the held-out losses of an arm over its training tokens, from its log."""
+    tokens = 0.0
+    overall: list[tuple[float, float | None]] = []
+    categories: dict[str, list[tuple[float, float | None]]] = {}
+    for event in events:
+        if event["event"] == "round":
+            tokens += number(event.get("tokens")) or 0.0
+        elif event["event"] == "evaluation":
+            overall.append((tokens, number(event.get("loss"))))
+            for category, loss in numbers(event.get("per_category")).items():
+                categories.setdefault(category, []).append((tokens, loss))
+    by_category: dict[str, Points] = {category: tuple(points) for category, points in categories.items()}
+    return ArmCurve(name, tuple(overall), by_category, emphasis=emphasis)
+
+
+def client_losses(evaluations: Sequence[Event]) -> list[ClientLosses]:
+    """Return the clients' losses after each evaluation of a federation that has any."""
     found = []
-    for event in run.federated.named("evaluation"):
+    for event in evaluations:
         over = numbers(event.get("clients"))
         if over:
             losses = _known(event.get("per_client"))

@@ -9,19 +9,22 @@ from fedit import arms
 from fedit.comparison import train_arms
 from fedit.compute import ArmWork, Compute
 from fedit.config import RunConfig, StudyConfig
+from fedit.data.examples import Example
 from fedit.errors import ConfigError, RunFolderError
 from fedit.evaluation.answerfiles import Answered, write_answers
 from fedit.evaluation.questions import Question, load_questions, questions_sha256
 from fedit.events import EventLog, Listener
-from fedit.federation import read_trained
+from fedit.federation import read_trained, totals
 from fedit.files import read_json, write_json, write_text
 from fedit.launch import compute_of, pool_of
 from fedit.model.fast.decode import Prompt
 from fedit.prepare import Job, prepare
+from fedit.report.write import write_report
 from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
 from fedit.settings import Settings
 from fedit.study.items import Items
 from fedit.study.plan import BASE, Training, expected_tokens, file_name, first_arms, later_arms, roles
+from fedit.study.report import study_report
 from fedit.study.summary import read_seeds, summarise
 from fedit.types import Tensors
 
@@ -92,6 +95,7 @@ def _finish(plan: Plan) -> dict[str, object]:
         "arms": summarise(seeds, resamples=plan.study.resamples),
     }
     write_json(plan.folder / "summary.json", summary)
+    write_report(study_report(plan.folder), plan.folder)
     return summary
 
 
@@ -149,6 +153,7 @@ def _one_seed(plan: Plan, seed: int) -> None:
         tuned |= _train(plan, job, compute, seed, later, rates, _federations_tokens(plan, chosen))
         chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
         _measure(plan, job, compute, seed, chosen)
+        write_json(folder / "held_out.json", [_shown(example) for example in job.held_out])
         write_json(folder / "clients.json", job.category_counts)
         write_json(folder / "identity.json", identity_of(job))
         job.partition.save(folder / "partition.json")
@@ -244,9 +249,18 @@ def _federations_tokens(plan: Plan, chosen: Mapping[str, Training]) -> dict[int,
     return arms.tokens_by_round(EventLog(federated[0].folder(plan.folder)).history())
 
 
-def _totals(plan: Plan, training: Training) -> dict[str, float]:
-    from fedit.federation import totals
+def _shown(example: Example) -> dict[str, object]:
+    """Return what a report shows of a held-out row."""
+    return {
+        "instruction": example.messages[-2].content,
+        "context": example.context,
+        "expected": example.answer,
+        "category": example.category,
+        "checked": example.check is not None,
+    }
 
+
+def _totals(plan: Plan, training: Training) -> dict[str, float]:
     return totals(EventLog(training.folder(plan.folder)).history())
 
 

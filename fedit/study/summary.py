@@ -1,6 +1,6 @@
 """What a study found: every arm's numbers with intervals over rows and seeds, and its differences to others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -54,9 +54,14 @@ def read_seeds(folder: Path, seeds: Sequence[int]) -> list[Seed]:
 def summarise(seeds: Sequence[Seed], *, resamples: int) -> dict[str, object]:
     """Return the arms of ``summary.json``: role -> numbers, intervals and differences to base and federation."""
     present = {role for seed in seeds for role in seed.items}
-    roles = sorted(present, key=lambda role: (ORDER.index(role.partition(":")[0].partition("-")[0]), role))
+    roles = in_order(present)
     federations = [role for role in roles if role.startswith("federated")]
     return {role: _arm(role, seeds, federations[:1], resamples) for role in roles}
+
+
+def in_order(roles: Iterable[str]) -> list[str]:
+    """Return roles as they are listed: base, clients alone, all rows in one place, federations."""
+    return sorted(roles, key=lambda role: (ORDER.index(role.partition(":")[0].partition("-")[0]), role))
 
 
 def _arm(role: str, seeds: Sequence[Seed], federations: Sequence[str], resamples: int) -> dict[str, object]:

@@ -145,6 +145,37 @@ def test_all_arms_answer_the_questions(finished):
         assert answered[1].reference == ("one two",)
 
 
+def test_the_report_holds_all_of_it(finished):
+    _, folder, summary, _ = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    titles = ("Summary", "What was run", "Comparison", "Differences", "By category", "Answers side by side",
+              "Answers to questions", "Who holds what", "Learning curves", "What each client gets", "Rounds",
+              "Communication and time", "Learning rates", "Privacy and failures")  # fmt: skip
+    places = [page.index(f">{title}<") for title in titles]
+    assert places
+    assert "Count." in page
+    for name, arm in summary["arms"].items():
+        assert name in page
+        assert f"{arm['loss']:.3f}" in page
+    assert {"curves.svg", "comparison-loss.svg", "arm-categories.pdf"} <= {
+        path.name for path in (folder / "figures").iterdir()
+    }
+    # No training text: only the held-out rows that are shown.
+    config = finished[0].config
+    rows = [json.loads(line) for line in (folder.parent / "rows.jsonl").read_text().splitlines()]
+    held = {row["instruction"] for row in json.loads((folder / "seed-0/held_out.json").read_text())}
+    assert config.dataset.endswith("rows.jsonl")
+    assert not [row for row in rows if row["instruction"] not in held and row["instruction"] in page]
+
+
+def test_the_report_is_written_again_from_the_folder(finished):
+    _, folder, _, _ = finished
+    from fedit.study.report import study_report
+
+    assert study_report(folder) == study_report(folder)
+    assert "2 seeds" in study_report(folder).subtitle
+
+
 def test_a_finished_study_is_only_read(finished, monkeypatch):
     given, folder, summary, _ = finished
     monkeypatch.setattr(module, "prepare", lambda *args: pytest.fail("prepared again"))
