@@ -102,6 +102,16 @@ def test_failures_and_rounds_that_changed_nothing_are_told(make_run):
     assert reasons.rows[0].cells == ("out of memory", 3, "client-1")
 
 
+def test_interruptions_and_early_stops_are_told(make_run):
+    folder = make_run()
+    with open(folder / "events.jsonl", "a", encoding="utf-8") as log:
+        for name in ("resumed", "resumed", "stopped_early"):
+            log.write(json.dumps({"event": name, "round": 2}) + "\n")
+    text = section(run_report(folder), "rounds").blocks[0].text
+    assert "resumed 2 times" in text
+    assert "stopped early" in text
+
+
 def test_a_run_that_diverged_says_so(make_run, tmp_path):
     document = run_report(make_run(loss=None))
     assert "diverged" in blocks(section(document, "summary"), Note)[0].text

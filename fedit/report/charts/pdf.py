@@ -151,7 +151,9 @@ def _heat_map(chart: HeatMap) -> "Figure":
     low, high = extent(chart)
     cells = [[value if finite(value) else float("nan") for value in row] for row in chart.values if row]
     shades = ListedColormap([_COLOURS[f"heat-{step}"] for step in range(theme.STEPS)])
-    image = heat.imshow(cells or [[float("nan")]], cmap=shades, vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+    image = heat.imshow(
+        cells or [[float("nan")]], cmap=shades, vmin=low, vmax=high if high > low else low + 1, aspect="auto"
+    )
     _numbers(heat, chart, low, high)
     heat.set_xticks(range(len(chart.columns)), [_text(name, 22) for name in chart.columns], rotation=90)
     heat.set_yticks(range(len(chart.rows)), [_text(name, 22) for name in chart.rows])
