@@ -53,7 +53,6 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
         _setup(run),
         _comparison(run),
         *more,
-        _examples(run),
         partition_section(run.holdings, numbers(run.summary.get("partition")), _scheme(run)),
         curves_section(
             _curves(run),
@@ -76,6 +75,7 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
             stopped_early=bool(run.federated.named("stopped_early")),
         ),
         communication_section(rounds, evaluations),
+        _examples(run),
         _privacy(run),
     ]
     summary = run.summary

@@ -41,7 +41,7 @@ def figure(section, name):
 def test_a_run_has_all_sections(make_run):
     document = run_report(make_run())
     assert [section.anchor for section in document.sections] == [
-        "summary", "setup", "comparison", "examples", "partition", "curves", "clients", "rounds", "communication",
+        "summary", "setup", "comparison", "partition", "curves", "clients", "rounds", "communication", "examples",
         "privacy",
     ]  # fmt: skip
     assert document.title == "a-run"
