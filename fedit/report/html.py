@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from fedit.report.chartdata import chart_table
 from fedit.report.charts.svg import NARROW, WIDE, inline_svg
@@ -91,7 +91,10 @@ def _contents(document: Document) -> Markup:
 
 def _section(section: Section) -> Markup:
     heading = f"{section.anchor}-heading"
-    blocks = _paired([(block, _block(block, number)) for number, block in enumerate(section.blocks, 1)])
+    examples = accumulate(isinstance(block, SideBySide) for block in section.blocks)
+    blocks = _paired(
+        [(block, _block(block, number)) for block, number in zip(section.blocks, examples, strict=True)]
+    )
     return element(
         "section", element("h2", section.title, id=heading), *blocks, id=section.anchor, aria_labelledby=heading
     )
@@ -107,6 +110,7 @@ def _paired(blocks: Sequence[tuple[Block, Markup]]) -> list[Markup]:
 
 
 def _block(block: Block, number: int) -> Markup:
+    """Return a block; ``number`` counts the examples of its section up to it."""
     match block:
         case Text():
             return element("p", block.text)

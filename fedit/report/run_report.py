@@ -28,6 +28,8 @@ METRICS = (
     Metric("tokens", "training tokens", ",d"),
 )
 
+_BUDGETS = ("local_steps", "local_epochs", "local_tokens")
+
 _ABOUT_ARMS = (
     "local:<client> trained alone for as many steps as in the federation had it always been chosen; "
     "local_total:<client> and centralised with as many tokens as the whole federation."
@@ -52,7 +54,6 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
         _setup(run),
         _comparison(run),
         *more,
-        _examples(run),
         partition_section(run.holdings, numbers(run.summary.get("partition")), _scheme(run)),
         curves_section(
             _curves(run),
@@ -68,8 +69,14 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
             _known(after.get("per_client")),
             measured=_measured(run),
         ),
-        rounds_section(rounds, run.federated.named("client_failed")),
+        rounds_section(
+            rounds,
+            run.federated.named("client_failed"),
+            resumed=len(run.federated.named("resumed")),
+            stopped_early=bool(run.federated.named("stopped_early")),
+        ),
         communication_section(rounds, evaluations),
+        _examples(run),
         _privacy(run),
     ]
     summary = run.summary
@@ -84,18 +91,15 @@ def summary_section(run: RunRecord) -> Section:
     """Return the result in one sentence, and the most important numbers."""
     before, after = (number(run.evaluation(arm).get("loss")) for arm in (BASE, FEDERATED))
     start, end = (_exact_match(run, arm) for arm in (BASE, FEDERATED))
-    losses = [number_text(loss, ".3f") for loss in (before, after)]
-    facts = [Fact("held-out loss", " → ".join(losses), "nats per token")]
-    did = "lowered" if before is not None and after is not None and after < before else "took"
     rounds, clients = (number_text(number(run.summary.get(key)), ",d") for key in ("rounds", "clients"))
-    sentence = f"{rounds} rounds over {clients} clients {did} the held-out loss from {losses[0]} to {losses[1]}"
+    sentence = f"{rounds} rounds over {clients} clients {_moved('the held-out loss', before, after, '.3f')}"
+    losses = f"{number_text(before, '.3f')} → {number_text(after, '.3f')}"
+    facts = [Fact("held-out loss", losses, "nats per token")]
     if start is not None and end is not None:
-        shares = [number_text(share.value, ".1%") for share in (start, end)]
-        moved = "raised" if end.value > start.value else "lowered" if end.value < start.value else "left"
-        kept = f"at {shares[0]}" if end.value == start.value else f"from {shares[0]} to {shares[1]}"
-        sentence += f" and {moved} exact match {kept}"
-        ends = [number_text(share, ".0%") for share in (end.low, end.high)]
-        facts.append(Fact("exact match", " → ".join(shares), f"95 % interval {ends[0]} to {ends[1]}"))
+        sentence += f" and {_moved('exact match', start.value, end.value, '.1%')}"
+        shares = f"{number_text(start.value, '.1%')} → {number_text(end.value, '.1%')}"
+        ends = f"95 % interval {number_text(end.low, '.0%')} to {number_text(end.high, '.0%')}"
+        facts.append(Fact("exact match", shares, ends))
     traffic = sum(number(run.summary.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
     facts += [
         Fact("training tokens", number_text(number(run.summary.get("tokens")), "compact"), "of all clients"),
@@ -107,6 +111,16 @@ def summary_section(run: RunRecord) -> Section:
     if after is None:
         blocks.append(Note("The last held-out loss is not a finite number: the training diverged.", "warning"))
     return Section("Summary", "summary", tuple(blocks))
+
+
+def _moved(what: str, before: float | None, after: float | None, form: str) -> str:
+    """Return what became of a number, as the end of a sentence."""
+    if before is None or after is None:
+        return f"took {what} from {number_text(before, form)} to {number_text(after, form)}"
+    if before == after:
+        return f"left {what} at {number_text(after, form)}"
+    verb = "lowered" if after < before else "raised"
+    return f"{verb} {what} from {number_text(before, form)} to {number_text(after, form)}"
 
 
 def _others(run: RunRecord) -> str:
@@ -154,13 +168,13 @@ def _setup(run: RunRecord) -> Section:
     return settings_section(facts, values, defaults, origins, repeat="fedit run resolved.yaml --out again")
 
 
-_BUDGETS = ("local_steps", "local_epochs", "local_tokens")
-
-
 def _curves(run: RunRecord) -> list[ArmCurve]:
     """Return the curves of all arms that were trained, the federation's first."""
-    arms = sorted((arm for arm in run.arms.values() if arm.name != BASE), key=lambda arm: arm.name != FEDERATED)
-    return [arm_curve(arm.name, arm.events, emphasis=arm.name == FEDERATED) for arm in arms]
+    return [
+        arm_curve(arm.name, arm.events, emphasis=arm.name == FEDERATED)
+        for arm in run.arms.values()
+        if arm.name != BASE
+    ]
 
 
 def arm_curve(name: str, events: Sequence[Event], *, emphasis: bool = False) -> ArmCurve:

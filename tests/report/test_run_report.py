@@ -41,7 +41,7 @@ def figure(section, name):
 def test_a_run_has_all_sections(make_run):
     document = run_report(make_run())
     assert [section.anchor for section in document.sections] == [
-        "summary", "setup", "comparison", "examples", "partition", "curves", "clients", "rounds", "communication",
+        "summary", "setup", "comparison", "partition", "curves", "clients", "rounds", "communication", "examples",
         "privacy",
     ]  # fmt: skip
     assert document.title == "a-run"
@@ -100,6 +100,16 @@ def test_failures_and_rounds_that_changed_nothing_are_told(make_run):
     assert "round 1, 2, 3" in blocks(found, Note)[0].text
     reasons = next(table for table in blocks(found, Table) if table.caption == "Why updates failed")
     assert reasons.rows[0].cells == ("out of memory", 3, "client-1")
+
+
+def test_interruptions_and_early_stops_are_told(make_run):
+    folder = make_run()
+    with open(folder / "events.jsonl", "a", encoding="utf-8") as log:
+        for name in ("resumed", "resumed", "stopped_early"):
+            log.write(json.dumps({"event": name, "round": 2}) + "\n")
+    text = section(run_report(folder), "rounds").blocks[0].text
+    assert "resumed 2 times" in text
+    assert "stopped early" in text
 
 
 def test_a_run_that_diverged_says_so(make_run, tmp_path):

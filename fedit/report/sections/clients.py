@@ -143,7 +143,7 @@ def _held_figure(holdings: Mapping[str, Holding]) -> Figure | None:
         form=form,
         zero=True,
         totals=tuple(_mean([float(holdings[client].rows) for client in group.clients]) for group in groups),
-        total_title="all rows",
+        total_title="rows",
         total_form=form,
     )
     mostly = [

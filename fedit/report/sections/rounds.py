@@ -18,12 +18,21 @@ MOST_BARS = 120
 _ROUND = Axis("round", ",d", whole=True)
 
 
-def rounds_section(rounds: Sequence[Event], failures: Sequence[Event] = ()) -> Section:
-    """Return the course of the rounds from the events ``round`` and ``client_failed`` of the federation."""
+def rounds_section(
+    rounds: Sequence[Event], failures: Sequence[Event] = (), *, resumed: int = 0, stopped_early: bool = False
+) -> Section:
+    """Return the course of the rounds from the events ``round`` and ``client_failed`` of the federation.
+
+    resumed: how often the run was interrupted and went on.
+    """
     delivered = sum(_integer(event, "delivered") for event in rounds)
     asked = delivered + sum(_integer(event, "failed") for event in rounds)
     skipped = [str(event["round"]) for event in rounds if event.get("aggregated") is False]
     text = f"{len(rounds):,} rounds asked for {asked:,} updates and got {delivered:,}."
+    if resumed:
+        text += f" The run was interrupted and resumed {'once' if resumed == 1 else f'{resumed:,} times'}."
+    if stopped_early:
+        text += " It stopped early, as the validation loss no longer fell."
     blocks: list[Block] = [Text(text)]
     if skipped:
         some = f"{', '.join(skipped[:10])}{' …' if len(skipped) > 10 else ''}"
