@@ -85,10 +85,10 @@ def study_report(folder: Path) -> Document:
         _differences(arms),
         _categories(arms),
         judged_section(folder),
-        held_out_examples(seeds[0], list(arms)),
-        question_examples(folder),
         *_first_seed(folder, seeds[0], arms, settings),
         _rates(seeds[0]),
+        held_out_examples(seeds[0], list(arms)),
+        question_examples(folder),
         _privacy(folder),
     ]
     subtitle = f"{summary['model']} on {Path(str(summary['dataset'])).name}, {_count(len(seeds), 'seed')}"
@@ -273,7 +273,7 @@ def _first_seed(
     before = evaluations[0] if evaluations else {}
     order = sorted(logs, key=lambda role: role != federated)
     sections: list[Section | None] = [
-        partition_section(holdings, {}, str(settings.get("partitioner"))),
+        partition_section(holdings, numbers(seed.record.get("partition")), str(settings.get("partitioner"))),
         curves_section(
             [arm_curve(role, logs[role], emphasis=role == federated) for role in order],
             base=number(before.get("loss")),

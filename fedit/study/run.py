@@ -167,6 +167,7 @@ def _one_seed(plan: Plan, seed: int) -> None:
                 "roles": roles(list(chosen), plan.study),
                 "totals": totals,
                 "validation_losses": tried,
+                "partition": job.statistics,
                 "sizes": {client: len(rows) for client, rows in job.clients.items()},
             },
         )
