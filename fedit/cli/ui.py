@@ -128,7 +128,8 @@ def _service(
         raise ConfigError(f"--votes {path} is a folder; expected a file.")
     resident = Resident(found.arms, say=lambda text: notes().print(text, style="dim"))
     ballot = Ballot(path, {name: resident.identity(name) for name in found.arms}, start)
-    ballot.tally()  # a damaged file is better found now than at the first vote
+    done = {vote.question_id for vote in ballot.read()}
+    asked.sort(key=lambda question: question.id in done)
     return Service(Speaker(resident), ballot, asked)
 
 
@@ -166,7 +167,7 @@ def _print_tally(result: "Tally") -> None:
                 pair.one, pair.other, *map(str, counts), f"{pair.win_rate:.1%}", f"{low:.1%} to {high:.1%}"
             )
         out.print(table)
-        first = f"the answer shown first won {result.first_shown} of {result.decided} decided"
-        out.print(f"{result.votes} blind votes; {first}.", style="dim")
+        out.print(f"blind votes: {result.votes}", style="dim")
+        out.print(f"the answer shown first won {result.first_shown} of {result.decided} decided", style="dim")
     if result.not_blind:
-        out.print(f"{result.not_blind} votes with the names shown are not counted.", style="dim")
+        out.print(f"votes with the names shown, not counted: {result.not_blind}", style="dim")

@@ -114,9 +114,13 @@ class Ballot:
             del self._open[id]
         return comparison
 
-    def tally(self) -> votes.Tally:
-        """Count the votes in the file, those of earlier times too."""
-        return votes.tally(votes.read_votes(self.path) if self.path.is_file() else [])
+    def read(self) -> list[votes.Vote]:
+        """Return the votes in the file, those of earlier times too.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return votes.read_votes(self.path) if self.path.is_file() else []
 
     def _lines(self, comparison: Comparison, choice: str) -> list[dict[str, object]]:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -11,6 +11,7 @@ from fedit.ui.comparing import FEWEST, LABELS, MOST, Ballot, Comparison
 from fedit.ui.completions import Json, Reply, model_list, timings
 from fedit.ui.questions import Question
 from fedit.ui.speaker import Request, Speaker, Spoken
+from fedit.ui.votes import tally
 
 Events = Generator[Json | None, None, None]
 """What is sent piece by piece; None where there is nothing yet, so that a reader who left is noticed."""
@@ -60,7 +61,7 @@ class Service:
 
     def results(self) -> Json:
         """Return the votes so far, counted."""
-        return self.ballot.tally().as_dict()
+        return tally(self.ballot.read()).as_dict()
 
     def complete(self, text: bytes) -> tuple[Events, bool]:
         """Return the answer to a request in OpenAI's format, and whether it asks for a stream or for one piece.

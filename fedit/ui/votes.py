@@ -31,6 +31,7 @@ class Vote:
     winner: "first", "second", "tie" or "both_bad".
     blind: whether the names were hidden until the vote.
     vote: what verdicts of one vote among more than two answers have in common.
+    question_id: of the question in its set; "" for one that was typed.
     identities: first's and second's `fedit.resident.Resident.identity`; "" where unknown.
     """
 
@@ -39,6 +40,7 @@ class Vote:
     winner: Winner
     blind: bool = True
     vote: str = ""
+    question_id: str = ""
     identities: tuple[str, str] = ("", "")
 
 
@@ -220,5 +222,6 @@ def _vote(line: bytes, where: str) -> Vote:
         winner,
         record.get("blind", True) is True,
         str(record.get("vote", "")),
+        str(record.get("question_id") or ""),
         (str(known.get("first", "")), str(known.get("second", ""))),
     )

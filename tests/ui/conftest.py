@@ -107,7 +107,9 @@ def client(server: Server) -> Iterator[Client]:
 def endless(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let answers go on until they are stopped."""
 
-    def answer(voice: str, prompt: object, write: Callable[[str], None], sampling: object, **options: object) -> None:
+    def answer(
+        voice: str, prompt: object, write: Callable[[str], None], sampling: object, **options: object
+    ) -> None:
         while True:
             options["on_token"]()  # type: ignore[operator]
             write("on and ")

@@ -62,7 +62,9 @@ def test_the_printed_address_gives_the_browser_its_cookie(client, server):
     assert "Set-Cookie" not in client.open("GET", "/api/state").headers
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "[::1", "a:b"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "[::1", "a:b"]
+)
 def test_another_host_is_refused(client, host):
     """DNS rebinding: the name of another site leads here, and its page asks for that name."""
     status, content = client.ask("GET", "/api/state", Host=host.format(port=client.server.server_port))
@@ -173,7 +175,14 @@ def test_a_conversation_with_parts_a_system_turn_and_a_seed(client, resident):
         {"role": "assistant", "content": "red 1"},
         {"role": "user", "content": "again"},
     ]
-    body = {"model": "base", "messages": turns, "temperature": 1.5, "top_p": 0.9, "seed": 3, "max_completion_tokens": 8}
+    body = {
+        "model": "base",
+        "messages": turns,
+        "temperature": 1.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "max_completion_tokens": 8,
+    }
     said = client.ask("POST", "/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
     messages = [
         Message("system", "Be brief."), Message("user", "copy: red 1"), Message("assistant", "red 1"),
@@ -203,7 +212,9 @@ def test_several_ask_at_once_and_all_are_answered_in_turn(client, resident, serv
     monkeypatch.setattr(service.speaker, "_answer", lambda request: served.append(request.voice) or real(request))
     names = ["federated", "base", "centralised"] * 3
     with ThreadPoolExecutor(9) as pool:
-        answers = list(pool.map(lambda name: client.ask("POST", "/v1/chat/completions", {**ASKED, "model": name}), names))
+        answers = list(
+            pool.map(lambda name: client.ask("POST", "/v1/chat/completions", {**ASKED, "model": name}), names)
+        )
     said = [content["choices"][0]["message"]["content"] for _, content in answers]
     assert said == [expected(resident, name) for name in names]
     assert sorted(served) == sorted(names)
@@ -222,7 +233,9 @@ def test_an_answer_ends_when_its_reader_leaves(client, endless, spoken, stream):
     else:
         data = json.dumps(body).encode()
         with socket.create_connection(("127.0.0.1", client.server.server_port)) as raw:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {client.host}\r\nContent-Type: application/json\r\n"
+            head = (
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: {client.host}\r\nContent-Type: application/json\r\n"
+            )
             head += f"Authorization: Bearer {client.server.guard.token}\r\nContent-Length: {len(data)}\r\n\r\n"
             raw.sendall(head.encode() + data)
     wait_for(lambda: spoken)
@@ -338,7 +351,9 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event_of_it(client, service, 
     monkeypatch.setattr(service.speaker.resident, "answer", answer)
     text = client.ask("POST", "/v1/chat/completions", {**ASKED, "stream": True})[1]
     assert "so far" in text
-    assert json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]["message"].endswith("no memory")
+    assert json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]["message"].endswith(
+        "no memory"
+    )
 
 
 def test_a_port_in_use_is_refused_with_what_to_do(server):
@@ -403,7 +418,9 @@ def test_comparisons_that_cannot_be_are_refused(client, change, status, message)
 
 def test_openai_s_client_reads_answers_and_streams(client, resident):
     openai = pytest.importorskip("openai", reason="openai is not installed")
-    with openai.OpenAI(base_url=f"http://{client.host}/v1", api_key=client.server.guard.token, max_retries=0) as api:
+    with openai.OpenAI(
+        base_url=f"http://{client.host}/v1", api_key=client.server.guard.token, max_retries=0
+    ) as api:
         assert [model.id for model in api.models.list()] == ["federated", "centralised", "base"]
         whole = api.chat.completions.create(**ASKED)
         assert whole.choices[0].message.content == expected(resident)
