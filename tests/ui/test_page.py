@@ -27,7 +27,7 @@ def test_labels_and_tabs_point_to_elements():
     for field in re.findall(r"<(?:textarea|select|input)[^>]*>", HTML):
         own = re.search(r'\bid="([^"]+)"', field)
         assert own, field
-        assert f'for="{own[1]}"' in HTML or f"<label" in HTML.split(field)[0].rpartition("</label>")[2], field
+        assert f'for="{own[1]}"' in HTML or "<label" in HTML.split(field)[0].rpartition("</label>")[2], field
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline():

@@ -4,6 +4,8 @@ import http.client
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -12,7 +14,7 @@ from fedit.errors import ConfigError
 from fedit.resident import Sampling
 from fedit.ui.guard import Guard, is_loopback
 from fedit.ui.server import MOST_BYTES, Server
-from fedit.ui.speaker import MOST_WAITING
+from fedit.ui.speaker import MOST_WAITING, Busy
 
 ASKED = {"model": "federated", "messages": [{"role": "user", "content": "copy: red 1"}], "max_tokens": 12}
 TWO = {"arms": ["federated", "base"], "question": "copy: red 1", "max_tokens": 6}
@@ -205,8 +207,6 @@ def test_questions_come_one_by_one_and_from_the_start_again(client):
 
 
 def test_several_ask_at_once_and_all_are_answered_in_turn(client, resident, service, monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
-
     served = []
     real = service.speaker._answer
     monkeypatch.setattr(service.speaker, "_answer", lambda request: served.append(request.voice) or real(request))
@@ -266,10 +266,9 @@ def test_closing_the_speaker_ends_answers(client, endless, service, spoken):
 
 
 def test_too_many_requests_are_turned_away(service, endless):
-    waiting = [service.speaker.ask("base", [Message("user", "x")], Sampling(4)) for _ in range(MOST_WAITING)]
-    with pytest.raises(Exception, match="requests wait already"):
-        for _ in range(2):  # one of the others may have begun
-            waiting.append(service.speaker.ask("base", [Message("user", "x")], Sampling(4)))
+    ask = partial(service.speaker.ask, "base", [Message("user", "x")], Sampling(4))
+    with pytest.raises(Busy, match="requests wait already"):
+        [ask() for _ in range(MOST_WAITING + 2)]  # the first may have begun
 
 
 # --- what is refused ---
@@ -291,7 +290,7 @@ def test_too_many_requests_are_turned_away(service, endless):
         ({"messages": []}, 400, "messages is []"),
         ({"messages": [{"role": "user"}]}, 400, "messages.0.content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role is 'robot'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "messages have the roles assistant; expected"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "have the roles assistant; expected"),
         ({"messages": [{"role": "user", "content": "x"}] * 2}, 400, "roles user, user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content"),
     ],

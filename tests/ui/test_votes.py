@@ -64,7 +64,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 def test_a_line_that_is_no_vote_is_named(tmp_path, text, message):
     path = tmp_path / "votes.jsonl"
     path.write_text(json.dumps(line("a", "b", "tie")) + "\n" + text + "\n")
-    with pytest.raises(DataError, match="votes.jsonl:2: ") as error:
+    with pytest.raises(DataError, match=r"votes\.jsonl:2: ") as error:
         read_votes(path)
     assert message in str(error.value)
 

@@ -256,11 +256,6 @@ async function vote(choice) {
 const percent = (share) => `${Math.round(100 * share)}%`;
 
 function showResults(results) {
-  const place = byId("pairs");
-  if (!results.pairs.length) {
-    place.replaceChildren(make("p", { class: "muted" }, "None yet. Ask a question and vote for the better answer."));
-    return;
-  }
   const rows = results.pairs.map((pair) => {
     const tied = pair.ties + pair.both_bad;
     const parts = [["win", pair.wins], ["tie", tied], ["loss", pair.losses]];
@@ -286,8 +281,11 @@ function showResults(results) {
       ),
     );
   });
-  const notes = [`${results.votes} blind ${results.votes === 1 ? "vote" : "votes"}`];
+  const notes = [];
+  if (results.votes) notes.push(`${results.votes} blind ${results.votes === 1 ? "vote" : "votes"}`);
+  else rows.push(make("p", { class: "muted" }, "None yet. Ask a question and vote for the better answer."));
   if (results.decided) notes.push(`the answer shown first won ${results.first_shown} of ${results.decided} decided`);
-  if (results.not_blind) notes.push(`${results.not_blind} with the names shown are not counted`);
-  place.replaceChildren(...rows, make("p", { class: "muted small" }, `${notes.join("; ")}.`));
+  if (results.not_blind) notes.push(`votes with the names shown, not counted: ${results.not_blind}`);
+  if (notes.length) rows.push(make("p", { class: "muted small" }, `${notes.join("; ")}.`));
+  byId("pairs").replaceChildren(...rows);
 }
