@@ -46,7 +46,7 @@ class Vote:
 
 @dataclass(slots=True)
 class Pair:
-    """Verdicts between two arms, counted for the first: its wins, losses, ties and those that found both bad."""
+    """Verdicts between two arms, counted for ``one``: its wins, losses, ties and those that found both bad."""
 
     one: str
     other: str
@@ -70,6 +70,10 @@ class Pair:
         """The 95 % Wilson interval of the win rate; with ties it is wider than it need be."""
         return wilson(self.win_rate, self.count)
 
+    def turned(self) -> "Pair":
+        """Return the same counted for the other."""
+        return Pair(self.other, self.one, self.losses, self.wins, self.ties, self.both_bad)
+
     def as_dict(self) -> dict[str, object]:
         """Return the pair as JSON has it."""
         counts = {"wins": self.wins, "losses": self.losses, "ties": self.ties, "both_bad": self.both_bad}
@@ -82,7 +86,7 @@ class Tally:
     """What votes come to.
 
     votes: how many there were; one among more than two answers is a verdict on several pairs.
-    pairs: in the order of their names.
+    pairs: in the order of their names, each counted for the arm that won more often.
     first_shown: how many of the decided verdicts went to the answer shown first.
     decided: verdicts with a winner.
     not_blind: votes left out because the names were shown before.
@@ -170,7 +174,8 @@ def tally(votes: Iterable[Vote]) -> Tally:
                     pair.wins += 1
                 else:
                     pair.losses += 1
-    result.pairs = [pairs[key] for key in sorted(pairs)]
+    ordered = [pairs[key] for key in sorted(pairs)]
+    result.pairs = [pair.turned() if pair.losses > pair.wins else pair for pair in ordered]
     return result
 
 

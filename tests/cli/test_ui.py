@@ -177,12 +177,12 @@ def test_votes_are_counted_from_folders_and_files(fedit, tmp_path):
     append(tmp_path / "more.jsonl", lines[2:])
     outcome = fedit("votes", tmp_path, tmp_path / "more.jsonl")
     assert outcome.code == 0
-    row = next(line.split() for line in outcome.out.splitlines() if line.startswith("base"))
-    assert row == ["base", "federated", "0", "2", "1", "0", "16.7%", "1.8%", "to", "69.0%"]
+    row = next(line.split() for line in outcome.out.splitlines() if line.startswith("federated"))
+    assert row == ["federated", "base", "2", "0", "1", "0", "83.3%", "31.0%", "to", "98.2%"]
     assert "the answer shown first won 2 of 2 decided" in outcome.out
     assert "votes with the names shown, not counted: 1" in outcome.out
     parsed = json.loads(fedit("votes", tmp_path, tmp_path / "more.jsonl", "--json").out)
-    assert parsed["pairs"][0]["win_rate"] == pytest.approx(1 / 6)
+    assert parsed["pairs"][0]["win_rate"] == pytest.approx(5 / 6)
 
 
 def test_no_votes_are_a_message_not_a_failure(fedit, tmp_path):

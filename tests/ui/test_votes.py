@@ -104,10 +104,17 @@ def test_one_name_of_two_adapters_is_two_arms():
     result = tally(
         [Vote("federated", "base", "first", identities=old), Vote("federated", "base", "second", identities=new)]
     )
-    assert [(p.one, p.other, p.losses) for p in result.pairs] == [
-        ("base", "federated [123456]", 1),
-        ("base", "federated [abcdef]", 0),
+    assert [(p.one, p.other, p.wins, p.losses) for p in result.pairs] == [
+        ("federated [123456]", "base", 1, 0),
+        ("base", "federated [abcdef]", 1, 0),
     ]
+
+
+def test_a_pair_is_counted_for_the_one_that_won_more_often():
+    votes = [Vote("a", "b", "second"), Vote("b", "a", "first"), Vote("a", "b", "first"), Vote("a", "b", "tie")]
+    pair = pair_of(*votes)
+    assert (pair.one, pair.other, pair.wins, pair.losses, pair.ties) == ("b", "a", 2, 1, 1)
+    assert pair_of(Vote("b", "a", "tie")).one == "a"
 
 
 def test_nothing_is_no_pairs():

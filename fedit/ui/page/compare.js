@@ -6,10 +6,11 @@ import {
 } from "./shared.js";
 
 const PLACE = "fedit-question";
+const list = new Intl.ListFormat("en");
 
 let state;
 let drawn = null; // the question of the set that stands in the field
-let current = null; // {id, labels, cards}: the comparison that can be voted on
+let current = null; // {id, cards, complete}: the comparison that is shown
 let running = null;
 
 export function startCompare(loaded) {
@@ -119,6 +120,7 @@ async function askAll() {
     const narrators = cards.map(() => new Narrator());
     try {
       await stream("/api/compare", request, running.signal, (event) => take(event, cards, narrators));
+      if (!current?.complete) throw new Error("The server ended before all answers were there.");
       openBallot(cards);
     } catch (error) {
       restore();
@@ -169,6 +171,7 @@ function layOut(question, count) {
   byId("asked-from").textContent = byId("from").textContent;
   byId("progress-text").textContent = "Waiting for the model";
   byId("answers").replaceChildren(...cards.map(({ card }) => card));
+  byId("answers").classList.toggle("four", count === 4);
   byId("ballot").hidden = byId("verdict").hidden = true;
   const area = byId("comparison");
   area.hidden = false;
@@ -180,10 +183,11 @@ function layOut(question, count) {
 
 function take(event, cards, narrators) {
   if (event.comparison) {
-    current = { id: event.comparison, cards };
+    current = { id: event.comparison, cards, complete: false };
     if (event.names) for (const card of cards) card.name.textContent = event.names[card.label];
     return;
   }
+  if (event.complete) current.complete = true;
   const place = cards.findIndex(({ label }) => label === event.label);
   if (place < 0) return;
   const card = cards[place];
@@ -239,11 +243,9 @@ async function vote(choice) {
     card.card.setAttribute("aria-label", `Answer ${card.label}, by ${answer.names[card.label]}`);
     card.card.classList.toggle("best", card.label === choice);
   }
-  const others = cards.filter(({ label }) => label !== choice).map(({ label }) => answer.names[label]);
-  const said = {
-    tie: `A tie between ${others.join(" and ")}.`,
-    both_bad: `None was good: ${others.join(" and ")}.`,
-  }[choice] ?? `You preferred ${answer.names[choice]} to ${others.join(" and ")}.`;
+  const others = list.format(cards.filter(({ label }) => label !== choice).map(({ label }) => answer.names[label]));
+  const said = { tie: `A tie between ${others}.`, both_bad: `None was good: ${others}.` }[choice]
+    ?? `You preferred ${answer.names[choice]} to ${others}.`;
   byId("verdict-text").textContent = said;
   byId("next").textContent = state.questions ? "Next question" : "Ask another";
   byId("ballot").hidden = true;

@@ -21,7 +21,18 @@ export function problem(message) {
   place.hidden = !message;
 }
 
-async function checked(response) {
+/** Say in words that mean something what the browser calls "network error" or "failed to fetch". */
+async function reached(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error instanceof TypeError) throw new Error("The server cannot be reached. Is fedit ui still running?");
+    throw error;
+  }
+}
+
+async function reach(path, options) {
+  const response = await reached(fetch(path, options));
   if (response.ok) return response;
   let message = `The server answered ${response.status}.`;
   try {
@@ -30,15 +41,6 @@ async function checked(response) {
     // not one of the server's own messages
   }
   throw new Error(message);
-}
-
-async function reach(path, options) {
-  try {
-    return await checked(await fetch(path, options));
-  } catch (error) {
-    if (error instanceof TypeError) throw new Error("The server cannot be reached. Is fedit ui still running?");
-    throw error;
-  }
 }
 
 const posted = (body, signal) => ({
@@ -57,7 +59,7 @@ export async function stream(path, body, signal, onEvent) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reached(reader.read());
     if (done) throw new Error("The connection ended before the answer did.");
     const events = (waiting + value).split("\n\n");
     waiting = events.pop();
