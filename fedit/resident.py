@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from fedit.types import Tensors
 
 _LEAST_PROMPT = 16
 """Tokens that have to be left for the prompt beside the longest answer."""
-_ONE_BASE = "One base is held in memory for all; start another process for the other."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,17 @@ class Resident:
                 f"expected at most {(self.context or 0) - _LEAST_PROMPT}."
             )
         system = list(messages[:1]) if messages[0].role == "system" else []
-        kept = list(messages[len(system) :])
-        while True:
-            ids = self._encode(voice, [*system, *kept], 1 << 30)
-            if len(ids) <= room:
-                return ids
-            if len(kept) == 1:
-                return self._encode(voice, [*system, *kept], room)
-            kept = kept[2:]
+        turns = messages[len(system) :]
+
+        def without(exchanges: int, length: int = 1 << 30) -> list[int]:
+            return self._encode(voice, [*system, *turns[2 * exchanges :]], length)
+
+        ids = without(0)
+        if len(ids) <= room:
+            return ids
+        most = len(turns) // 2
+        fewest = 1 + bisect_left(range(1, most), True, key=lambda dropped: len(without(dropped)) <= room)
+        return without(min(fewest, most), room)  # a question that is too long alone loses its beginning
 
     def answer(
         self,
@@ -256,27 +259,24 @@ def _common_base(voices: Mapping[str, Tuned], say: Callable[[str], None]) -> tup
     sources = {tuned.model: resolve_model(tuned.model, progress=say) for tuned in voices.values()}
     first, *others = voices
     start = voices[first]
-    dtypes = {tuned.dtype: name for name, tuned in voices.items() if tuned.dtype != "auto"}
     for name in others:
         tuned = voices[name]
-        pairs = {
-            "model": (
-                sources[start.model].fingerprint,
-                sources[tuned.model].fingerprint,
-                start.model,
-                tuned.model,
-            ),
-            "bits": (start.bits, tuned.bits, start.bits, tuned.bits),
-        }
-        for what, (one, other, shown, also) in pairs.items():
-            if one != other:
-                raise ConfigError(
-                    f"{first} and {name} need different bases: {what} {shown} and {also}. {_ONE_BASE}"
-                )
+        if sources[tuned.model].fingerprint != sources[start.model].fingerprint:
+            raise _two_bases(first, name, f"model {start.model} and {tuned.model}")
+        if tuned.bits != start.bits:
+            raise _two_bases(first, name, f"bits {start.bits} and {tuned.bits}")
+    dtypes = {tuned.dtype: name for name, tuned in voices.items() if tuned.dtype != "auto"}
     if len(dtypes) > 1:
         (one, own), (other, theirs) = list(dtypes.items())[:2]
-        raise ConfigError(f"{own} and {theirs} need different bases: dtype {one} and {other}. {_ONE_BASE}")
+        raise _two_bases(own, theirs, f"dtype {one} and {other}")
     return sources[start.model], next(iter(dtypes), "auto")
+
+
+def _two_bases(one: str, other: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{one} and {other} need different bases: {why}. "
+        "One base is held in memory for all; start another process for the other."
+    )
 
 
 def _layer(factor: str) -> str:

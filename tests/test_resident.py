@@ -97,15 +97,26 @@ def test_an_identity_is_of_what_answers_not_of_its_name_or_company(make):
     assert len(set(names)) == 5
 
 
-def test_a_system_turn_stays_when_old_exchanges_go(make):
+@pytest.mark.parametrize("room", [80, 130, 300])
+def test_only_as_many_exchanges_go_as_must_and_the_system_turn_stays(make, room):
     resident = Resident({"a": make(1)})
-    turns = [Message("system", "Be brief.")]
+    turns = []
     for number in range(20):
         turns += [Message("user", f"question {number}"), Message("assistant", "answer")]
-    text = resident.tokenizer.decode(resident.prompt("a", [*turns, Message("user", "now")], 100))
+    last = Message("user", "now")
+
+    def tokens(dropped):
+        kept = [Message("system", "Be brief."), *turns[2 * dropped :], last]
+        return resident.prompt("a", kept, 1)
+
+    limit = resident.context - room
+    ids = resident.prompt("a", [Message("system", "Be brief."), *turns, last], limit)
+    text = resident.tokenizer.decode(ids)
     assert text.startswith("Be brief.")
-    assert "question 0" not in text
     assert text.endswith("now\n\n### Response:\n")
+    first = 20 - text.count("### Instruction") + 1
+    assert ids == tokens(first)
+    assert len(ids) <= room < len(tokens(first - 1))
 
 
 def test_different_bases_are_refused(make, tmp_path):

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -77,9 +77,7 @@ class Ballot:
         if not FEWEST <= len(arms) <= MOST or len(set(arms)) < len(arms):
             raise ConfigError(f"arms is {list(arms)}; expected {FEWEST} to {MOST} different ones.")
         if sampling.seed is None and sampling.temperature > 0:
-            sampling = Sampling(
-                sampling.max_new_tokens, sampling.temperature, sampling.top_p, secrets.randbits(32)
-            )
+            sampling = replace(sampling, seed=secrets.randbits(32))
         with self._lock:
             rng = np.random.default_rng(seeds.derive(self._seed, "order", self._drawn))
             self._drawn += 1
@@ -123,11 +121,9 @@ class Ballot:
         return votes.read_votes(self.path) if self.path.is_file() else []
 
     def _lines(self, comparison: Comparison, choice: str) -> list[dict[str, object]]:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        sampling = comparison.sampling
         common: dict[str, object] = {
             "version": votes.SCHEMA,
-            "time": now,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "vote": comparison.id,
             "question_id": comparison.question.id or None,
             "question": comparison.question.text,
@@ -135,12 +131,7 @@ class Ballot:
             "system": comparison.system,
             "arms": list(comparison.arms),
             "blind": comparison.blind,
-            "settings": {
-                "max_new_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": sampling.seed,
-            },
+            "settings": asdict(comparison.sampling),
         }
         lines = []
         for one, other in combinations(range(len(comparison.arms)), 2):

@@ -97,7 +97,6 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that reading or writing may stand still
     server: Server
-    _begun = False
 
     def do_GET(self) -> None:
         """Answer a request for a file or for what is known."""
@@ -256,6 +255,8 @@ class Handler(BaseHTTPRequestHandler):
         body = error_body(message, kind)
         if self._begun:
             self.wfile.write(b"data: " + _to_json(body) + b"\n\n")
+        elif "text/html" in self.headers.get("Accept", ""):  # somebody opened the address in a browser
+            self._send(status, message.encode(), "text/plain; charset=utf-8")
         else:
             self._send_json(body, status)
 
