@@ -63,9 +63,10 @@ def ui(
 ) -> None:
     """Chat with tuned models in the browser, and compare them with their base: blind, with a vote.
 
-    All arms that a run has on disk are there: federated, centralised, local and the base model, over one
-    copy of the base. Nothing is sent anywhere and only this machine can connect, with the address that
-    is printed. The page speaks OpenAI's chat completions too (/v1).
+    RUN…: runs, arms of runs, folders of runs, PEFT folders of LoRA adapters; all of one base model.
+    Every arm that a run has on disk is there: federated, centralised, local, and the base model.
+    Nothing is sent anywhere, and only this machine can connect, with the address that is printed.
+    Programs can ask too: the server speaks OpenAI's chat completions (/v1).
     """
     from fedit.ui.server import Server
 
