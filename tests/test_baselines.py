@@ -1,4 +1,4 @@
-"""The centralised arm, a federation of one client, and a plain loop over the same rows end with the same adapter."""
+"""The centralised arm, a federation of one client and a plain loop over the same rows end with one adapter."""
 
 import json
 

@@ -19,7 +19,7 @@ FENCES = {
     "pickle": (),
     "dill": (),
     "cloudpickle": (),
-    "socket": ("diagnose.py",),  # is the package index there?
+    "socket": ("diagnose.py", "ui/"),  # is the package index there?; the page's server
 }
 
 

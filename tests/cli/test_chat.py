@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedit.chatting import Chat, Sampling, TextStream, find_tuned
+from fedit.chatting import Chat, Sampling, find_tuned
 from fedit.cli.chat import converse, writer
 from fedit.data.examples import Message
 from fedit.data.templates import get_template
@@ -16,6 +16,7 @@ from fedit.model.adapted import AdaptedModel
 from fedit.model.export import read_adapter
 from fedit.model.loading import load_base
 from fedit.model.sources import resolve_model
+from fedit.resident import TextStream
 
 SHORT = Sampling(max_new_tokens=12)
 
