@@ -9,10 +9,11 @@ import numpy as np
 
 from fedit.config import ArmKind
 from fedit.data.statistics import per_client_loss, summary
+from fedit.errors import RunFolderError
 from fedit.evaluation.intervals import Array, Interval, nested_bootstrap, ratio_of_sums
 from fedit.files import read_json
 from fedit.study.items import Items, metrics_of
-from fedit.study.plan import BASE, file_name
+from fedit.study.plan import BASE, Training, file_name
 
 ORDER = get_args(ArmKind)
 """In which arms are listed."""
@@ -49,6 +50,21 @@ def read_seeds(folder: Path, seeds: Sequence[int]) -> list[Seed]:
         items = {role: Items.read(own / "items" / f"{file_name(arm)}.json") for role, arm in arms.items()}
         found.append(Seed(seed, own, items, arms, record, read_json(own / "clients.json")))
     return found
+
+
+def chosen_folders(study: Path) -> dict[str, Path]:
+    """Return role -> folder of the arms of a study's first finished seed, each at the rate that it chose.
+
+    Raises:
+        RunFolderError: no seed is finished, or a file is broken.
+    """
+    done = sorted(study.glob("seed-*/seed.json"), key=lambda path: int(path.parent.name.removeprefix("seed-")))
+    if not done:
+        raise RunFolderError(f"no seed of the study in {study} is finished; go on with the command that began it.")
+    record, seed = read_json(done[0]), int(done[0].parent.name.removeprefix("seed-"))
+    rates = record["learning_rates"]
+    found = {role: Training(seed, arm, rates[arm]).folder(study) for arm, role in record["roles"].items()}
+    return {role: found[role] for role in in_order(found)}
 
 
 def summarise(seeds: Sequence[Seed], *, resamples: int) -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedit.errors import ModelError
 from fedit.model.export import CONFIG
+from fedit.study.summary import chosen_folders
 from fedit.tuned import Tuned, find_tuned, run_of
 
 BASE, FEDERATED = "base", "federated"
@@ -30,7 +31,7 @@ class Found:
 
 
 def find_arms(folders: Sequence[Path], *, model: str | None = None, template: str | None = None) -> Found:
-    """Return all arms in ``folders``: runs, arms of runs, folders of runs, PEFT folders of LoRA adapters.
+    """Return all arms in ``folders``: runs, their arms, studies, folders of runs, PEFT folders of LoRA adapters.
 
     The names of a single run's arms are those of its comparison (federated, centralised, local:<client>, base);
     where there are several runs each name begins with that of its run.
@@ -86,6 +87,9 @@ def _homes(folder: Path) -> Iterator[Path]:
 
 def _arms_in(home: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Yield name and folder of everything in ``home`` that was asked for; the name of a lone adapter is ""."""
+    if (home / "study.json").is_file():
+        yield from chosen_folders(home).items()
+        return
     if run_of(home) is None:
         yield "", home
         return

@@ -168,6 +168,15 @@ def test_the_report_holds_all_of_it(finished):
     assert not [row for row in rows if row["instruction"] not in held and row["instruction"] in page]
 
 
+def test_the_page_offers_the_chosen_arms(finished):
+    _, folder, summary, _ = finished
+    from fedit.ui.arms import find_arms
+
+    found = find_arms([folder])
+    assert set(found.arms) == set(summary["arms"])
+    assert found.home == folder.resolve()
+
+
 def test_the_report_is_written_again_from_the_folder(finished):
     _, folder, _, _ = finished
     from fedit.study.report import study_report
