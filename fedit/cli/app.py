@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import chat, data, doctor, listing, run
+from fedit.cli import chat, data, doctor, judge, listing, run
 
 app = typer.Typer(
     name="fedit",
@@ -35,4 +35,5 @@ app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
+app.command("judge", epilog=judge.EPILOG)(judge.judge)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
