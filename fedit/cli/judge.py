@@ -215,11 +215,11 @@ def judge(
 def _show(judgement: "Judgement", folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(judgement.as_dict())
+        for warning in judgement.warnings():
+            notes().print(f"warning: {warning}", style="yellow", soft_wrap=True)
     else:
         console().print(Markdown(judgement.markdown()))
         console().print(f"in full: {folder}", soft_wrap=True)
-    for warning in judgement.warnings():
-        notes().print(f"warning: {warning}", style="yellow", soft_wrap=True)
     if judgement.partial:
         notes().print(
             f"The result is partial; what was judged is kept in {folder}. Run the same command again to go on.",
@@ -237,8 +237,8 @@ def _add_up(
 
     if arms and len(arms) != 2:
         raise ConfigError(
-            f"{len(arms)} files of answers are given with --recorded; expected none, or those of the first and the "
-            "second arm, whose lengths are then reported."
+            f"{len(arms)} files of answers are given with --recorded; expected none, or those of the first and "
+            "the second arm, whose lengths are then reported."
         )
     lengths = (answer_lengths(arms[0]), answer_lengths(arms[1])) if arms else None
     reviews = read_reviews(path, reparse=reparse, lengths=lengths)
@@ -256,7 +256,7 @@ def _add_up(
         print_json(found)
     else:
         console().print(Markdown("\n".join([*comparison_tables([comparison]), *agreement_table(agreed)])))
-        reasons = "; ".join(f"{count} × {reason}" for reason, count in reviews.invalid.items())
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in reviews.invalid.items())
         console().print(
             f"{reviews.reviews} reviews, {comparison.invalid} invalid{f' ({reasons})' if reasons else ''}, "
             f"{reviews.below_scale} with a score below 1.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from fedit.evaluation.intervals import Interval
 from fedit.judging.agreement import Agreement
 from fedit.judging.comparison import Comparison
 from fedit.judging.judgement import Judgement
@@ -35,67 +36,71 @@ def render(judgement: Judgement) -> str:
 
 
 def comparison_tables(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the lines of the tables of results, order and length."""
+    """Return the lines of three tables: results, what may bend them, how sure they are."""
     results = [
         [
-            f"`{c.a}` / `{c.b}`",
+            _pair(c),
             str(len(c.questions)),
             f"{c.scores.sum_a:.1f} / {c.scores.sum_b:.1f}" if c.scores else _NOTHING,
-            interval(c.scores.relative.estimate, c.scores.relative.bounds()) if c.scores else _NOTHING,
+            interval(c.scores.relative) if c.scores else _NOTHING,
             f"{c.tally.win} / {c.tally.tie} / {c.tally.loss}",
-            interval(c.win_rate.estimate, c.win_rate.bounds(), percent=True) if c.win_rate else _NOTHING,
-            f"{c.sign_p:.3g}",
-            _number(c.detectable),
+            interval(c.win_rate, percent=True) if c.win_rate else _NOTHING,
         ]
         for c in comparisons
     ]
-    heads = ["arms", "questions", "sums", "relative", "won / tied / lost", "win rate", "sign test p", "detectable"]
-    lines = ["", "## Comparisons", "", *_table(heads, results)]
     biases = [
         [
-            f"`{c.a}` / `{c.b}`",
-            interval(c.lengths.controlled.estimate, c.lengths.controlled.bounds(), percent=True)
-            if c.lengths
-            else _NOTHING,
+            _pair(c),
             f"{c.lengths.mean_a:.0f} / {c.lengths.mean_b:.0f}" if c.lengths else _NOTHING,
             _percent(c.lengths.longer_wins) if c.lengths else _NOTHING,
+            interval(c.lengths.controlled, percent=True) if c.lengths else _NOTHING,
             _percent(c.order.consistency) if c.order else _NOTHING,
             _percent(c.order.first_wins) if c.order else _NOTHING,
+        ]
+        for c in comparisons
+    ]
+    doubts = [
+        [
+            _pair(c),
+            f"{c.sign_p:.3g}",
+            f"{c.scores.permutation_p:.3g}" if c.scores else _NOTHING,
+            _number(c.detectable),
             str(c.invalid),
             str(c.left_out),
         ]
         for c in comparisons
     ]
+    lines = ["", "## Comparisons", ""]
+    lines += _table(["arms", "questions", "sums", "relative", "won / tied / lost", "win rate"], results)
+    heads = ["characters", "longer wins", "win rate at equal length", "same in both orders", "first shown wins"]
+    lines += ["", *_table(["arms", *heads], biases)]
     heads = [
-        "arms",
-        "win rate at equal length",
-        "mean characters",
-        "longer wins",
-        "same in both orders",
-        "first shown wins",
+        "sign test p",
+        "permutation test p",
+        "detectable difference",
         "invalid verdicts",
         "questions left out",
     ]
-    return [*lines, "", *_table(heads, biases)]
+    return [*lines, "", *_table(["arms", *heads], doubts)]
 
 
 def agreement_table(agreement: Sequence[Agreement]) -> list[str]:
     """Return the lines of the table of agreement with another judge; none without any."""
     if not agreement:
         return []
-    rows = [
-        [f"`{g.a}` / `{g.b}`", str(g.n), _number(g.spearman), _number(g.kappa), _percent(g.same)]
-        for g in agreement
-    ]
+    rows = [[_pair(g), str(g.n), _number(g.spearman), _number(g.kappa), _percent(g.same)] for g in agreement]
     heads = ["arms", "questions", "Spearman", "Cohen's kappa", "same outcome"]
     return ["", "## Agreement with the other judge", "", *_table(heads, rows)]
 
 
-def interval(estimate: float, bounds: Sequence[float], *, percent: bool = False) -> str:
+def interval(value: Interval, *, percent: bool = False) -> str:
     """Return an estimate with its interval in brackets."""
-    if percent:
-        return f"{estimate:.1%} [{bounds[0]:.1%}, {bounds[1]:.1%}]"
-    return f"{estimate:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
+    form = ".1%" if percent else ".3f"
+    return f"{value.estimate:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _pair(comparison: Comparison | Agreement) -> str:
+    return f"`{comparison.a}` / `{comparison.b}`"
 
 
 def _arms(judgement: Judgement) -> list[str]:
@@ -103,7 +108,7 @@ def _arms(judgement: Judgement) -> list[str]:
         [
             f"`{arm.name}`",
             str(arm.questions),
-            interval(arm.rating.estimate, arm.rating.bounds()) if arm.rating else _NOTHING,
+            interval(arm.rating) if arm.rating else _NOTHING,
             f"{arm.length:.0f}",
             *(str(count) for count in (arm.empty, arm.verdict_like, arm.neutralised, arm.cut)),
         ]
