@@ -1,9 +1,9 @@
 """``fedit judge``: let a language model compare arms' answers, or add up the reviews of one that did."""
 
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -154,7 +154,7 @@ def judge(
         _add_up(recorded, arms or [], reparse=reparse, agree_with=agree_with, seed=seed, as_json=as_json)
         return
     _refuse(given, ["reparse"], "asking a judge")
-    from fedit.judging import Endpoint, Limits, LocalModel, read_arms
+    from fedit.judging import Endpoint, Limits, read_arms
     from fedit.judging import judge as ask
     from fedit.judging.endpoint import OPENAI
     from fedit.judging.prompts import Mode
@@ -166,34 +166,39 @@ def judge(
             "name the answers and the judge: fedit judge base.jsonl tuned.jsonl --judge MODEL. Recorded reviews: "
             "fedit judge --recorded REVIEWS.jsonl."
         )
-    if (max_cost is not None) and (price_in is None or price_out is None):
+    if max_cost is not None and (price_in is None or price_out is None):
         raise ConfigError("--max-cost needs --price-in and --price-out, the prices of a million tokens.")
     answers = read_arms(arms)
-    chosen: Judge
-    if model.startswith(_LOCAL):
-        _refuse(given, _FOR_ENDPOINTS, "a local model")
-        with working("loading the judge …"):
-            chosen = LocalModel(model.removeprefix(_LOCAL), say=lambda text: notes().print(text, style="dim"))
-    else:
-        chosen = Endpoint(
-            model,
-            base_url or OPENAI,
-            key_variable=api_key_env,
-            allow_remote=allow_remote,
-            temperature=_temperature(temperature),
-            max_reply_tokens=max_reply_tokens,
-            concurrency=concurrency,
-            retries=retries,
-            timeout=timeout,
-        )
     folder = out or (arms[0] if arms[0].is_dir() else Path("runs")) / f"judgement-{mode}"
-    try:
-        with _progress(notes()) as on_progress:
+    with ExitStack() as stack:
+        chosen: Judge
+        if model.startswith(_LOCAL):
+            _refuse(given, _FOR_ENDPOINTS, "a local model")
+            with working("loading the judge …"):
+                from fedit.judging import LocalModel
+
+                chosen = LocalModel(model.removeprefix(_LOCAL), say=lambda text: notes().print(text, style="dim"))
+        else:
+            chosen = stack.enter_context(
+                Endpoint(
+                    model,
+                    base_url or OPENAI,
+                    key_variable=api_key_env,
+                    allow_remote=allow_remote,
+                    temperature=_temperature(temperature),
+                    max_reply_tokens=max_reply_tokens,
+                    concurrency=concurrency,
+                    retries=retries,
+                    timeout=timeout,
+                )
+            )
+        on_progress = stack.enter_context(_progress(notes()))
+        try:
             judgement = ask(
                 answers,
                 chosen,
                 folder,
-                mode=mode,  # type: ignore[arg-type]  # checked above
+                mode=cast(Mode, mode),
                 baseline=baseline,
                 repeats=repeats,
                 all_pairs=all_pairs,
@@ -205,8 +210,8 @@ def judge(
                 seed=seed,
                 on_progress=on_progress,
             )
-    except KeyboardInterrupt:
-        raise Interrupted(f"verdicts are kept in {folder}; the same command goes on from there") from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"verdicts are kept in {folder}; the same command goes on from there") from None
     _show(judgement, folder, as_json)
     if judgement.partial:
         raise typer.Exit(EXIT_FAILURE)

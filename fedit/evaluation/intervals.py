@@ -87,10 +87,10 @@ def bootstrap(
     items = _checked(values, resamples, level)
     generator = np.random.default_rng(seed)
     blocks = [
-        statistic(items[generator.integers(len(items), size=(size, len(items)))])
+        _applied(statistic, items[generator.integers(len(items), size=(size, len(items)))])
         for size in _block_sizes(resamples, items.size)
     ]
-    return percentile_interval(float(statistic(items[np.newaxis])[0]), np.concatenate(blocks), level)
+    return percentile_interval(float(_applied(statistic, items[np.newaxis])[0]), np.concatenate(blocks), level)
 
 
 def nested_bootstrap(
@@ -128,9 +128,9 @@ def nested_bootstrap(
         start = 0
         for size in _block_sizes(len(places), items.size):
             picked = generator.integers(len(items), size=(size, len(items)))
-            results.flat[places[start : start + size]] = statistic(items[picked])
+            results.flat[places[start : start + size]] = _applied(statistic, items[picked])
             start += size
-    estimate = float(np.mean([statistic(items[np.newaxis])[0] for items in seeds]))
+    estimate = float(np.mean([_applied(statistic, items[np.newaxis])[0] for items in seeds]))
     return percentile_interval(estimate, results.mean(axis=1), level)
 
 
@@ -205,6 +205,16 @@ def _checked(values: ArrayLike, resamples: int, level: float) -> Array:
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples is {resamples} and level {level}; expected at least 1, and between 0 and 1.")
     return items
+
+
+def _applied(statistic: Statistic, samples: Array) -> Array:
+    numbers = np.asarray(statistic(samples))
+    if numbers.shape != samples.shape[:1]:
+        raise ValueError(
+            f"the statistic made {numbers.shape} of samples {samples.shape}; expected one number a sample, as "
+            "fedit.evaluation.intervals.mean gives."
+        )
+    return numbers
 
 
 def _block_sizes(resamples: int, numbers: int) -> Iterator[int]:

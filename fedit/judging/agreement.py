@@ -88,22 +88,25 @@ def _opinions(path: Path, arms: Sequence[str]) -> Opinions:
         return {
             (arms[0], arms[1]): {q.question_id: (q.difference, q.outcome) for q in read_reviews(path).questions}
         }
-    return _from_verdicts(records)
+    return _from_verdicts(path, records)
 
 
-def _from_verdicts(records: Iterable[Mapping[str, object]]) -> Opinions:
+def _from_verdicts(path: Path, records: Iterable[Mapping[str, object]]) -> Opinions:
     """Return a mean over repeats, then orders, for each pair and question of a file of verdicts."""
-    shown: dict[tuple[str, ...], dict[str, list[Mapping[str, object]]]] = {}
+    last: dict[tuple[str, tuple[str, ...], object], Mapping[str, object]] = {}
+    judges: set[tuple[str, str]] = set()
     for record in records:
         match record:
-            case {
-                "purpose": "comparison",
-                "question_id": id,
-                "shown": list() as arms,
-                "verdict": dict() as verdict,
-            }:
-                if "invalid" not in verdict:
-                    shown.setdefault(tuple(map(str, arms)), {}).setdefault(str(id), []).append(verdict)
+            case {"purpose": "comparison", "question_id": id, "shown": list() as arms, "verdict": dict() as found}:
+                judges.add((str(record.get("model")), str(record.get("mode"))))
+                if "invalid" not in found:
+                    last[str(id), tuple(map(str, arms)), record.get("repeat")] = found
+    if len(judges) > 1:
+        kinds = ", ".join(sorted(f"{model} ({mode})" for model, mode in judges))
+        raise DataError(f"{path} holds verdicts of several judges or modes, {kinds}; give a file of one.")
+    shown: dict[tuple[str, ...], dict[str, list[Mapping[str, object]]]] = {}
+    for (question, order, _), verdict in last.items():
+        shown.setdefault(order, {}).setdefault(question, []).append(verdict)
     if any(len(arms) == 1 for arms in shown):
         return _from_ratings({arms[0]: questions for arms, questions in shown.items() if len(arms) == 1})
     opinions: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}

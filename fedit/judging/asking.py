@@ -32,15 +32,13 @@ class Wanted:
     template: Template
     messages: tuple[Message, ...]
 
-    def about(self, mode: Mode, again: bool) -> dict[str, object]:
-        """Return what the file of verdicts says beside a reply."""
+    def about(self) -> dict[str, object]:
+        """Return what the file of verdicts says of it."""
         return {
-            "mode": mode,
             "purpose": self.purpose,
             "question_id": self.question_id,
             "shown": list(self.shown),
             "repeat": self.repeat,
-            "asked_again": again,
             "template": self.template.describe(),
         }
 
@@ -105,6 +103,7 @@ class Asking:
             nonlocal done
             for index in waiting[key]:
                 asked.verdicts[index] = outcome.verdict
+                self._replies.note(key, self._about(wanted[index], outcome.verdict, again=outcome.again))
             asked.again += outcome.again
             done += len(waiting[key])
             on_done(done, len(wanted))
@@ -124,6 +123,7 @@ class Asking:
     ) -> None:
         """Ask for what is not known yet, in several threads where the judge can take it."""
         in_a_row = 0
+        fault: Exception | None = None
         for key, result in self._results(open_ones):
             match result:
                 case _Outcome():
@@ -141,7 +141,11 @@ class Asking:
                             f"{result}. {len(self._replies)} replies are kept; judge again to go on from there."
                         )
                 case _:
-                    raise result
+                    # What is in flight is waited for: it is paid for, and keeps its reply.
+                    fault = fault or result
+                    self._stop.set()
+        if fault is not None:
+            raise fault
 
     def _results(self, open_ones: Sequence[tuple[str, Wanted]]) -> Iterator[tuple[str, _Outcome | Exception]]:
         """Yield each request's outcome as it comes; when the caller leaves, no other is started."""
@@ -163,7 +167,10 @@ class Asking:
                     key, want = todo.get_nowait()
                 except queue.Empty:
                     break
-                results.put((key, self._attempt(want)))
+                result = self._attempt(want)
+                if isinstance(result, Exception) and not isinstance(result, NoReply):
+                    self._stop.set()  # no thread would fare better with the next
+                results.put((key, result))
             results.put(None)
 
         # Daemons: whoever interrupts does not wait for requests in flight.
@@ -215,9 +222,12 @@ class Asking:
             reply = self._judge.ask(request)
         finally:
             self._spending.settle(reply)
-        about = {**want.about(self._mode, again), "model": self._judge.name}
-        self._replies.add(key, reply, {**about, "verdict": self._read(reply).as_dict()})
+        self._replies.add(key, reply, self._about(want, self._read(reply), again=again))
         return reply
+
+    def _about(self, want: Wanted, verdict: Verdict, *, again: bool) -> dict[str, object]:
+        asked = {"model": self._judge.name, "mode": self._mode, "asked_again": again}
+        return {**want.about(), **asked, "verdict": verdict.as_dict()}
 
     def _request(self, want: Wanted, reply: str | None = None) -> Request:
         messages = want.messages if reply is None else ask_again(want.template, want.messages, reply)

@@ -1,4 +1,4 @@
-"""Replies on disk: one JSON line each, only ever appended to, found again by content."""
+"""Verdicts on disk: one JSON line each, only ever appended to; replies are found again by content."""
 
 import json
 import os
@@ -18,7 +18,10 @@ _LOCK = ".judge.lock"
 
 
 class Replies:
-    """The replies in one file, by key.
+    """The replies in one file, by key, and the verdicts that rest on them.
+
+    The line of the first verdict that needed a reply holds it; verdicts that the same reply answers (equal answers
+    in both orders, say) have lines of their own without it.
 
     A process that is killed while it writes leaves a line without an end; such lines are skipped, and the next
     reply starts on a line of its own.
@@ -32,16 +35,20 @@ class Replies:
         self.broken = 0
         self._lock = threading.Lock()
         self._replies: dict[str, Reply] = {}
+        self._verdicts: set[str] = set()
         data = path.read_bytes() if path.is_file() else b""
         self._torn = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             if not line.strip():
                 continue
-            kept = _parsed(line)
-            if kept is None:
+            record = _parsed(line)
+            if record is None:
                 self.broken += 1
-            else:
-                self._replies[kept[0]] = kept[1]
+                continue
+            key = str(record["key"])
+            self._verdicts.add(_identity(key, record))
+            if (reply := _reply_of(record)) is not None:
+                self._replies[key] = reply
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -51,12 +58,24 @@ class Replies:
         return self._replies.get(key)
 
     def add(self, key: str, reply: Reply, about: Mapping[str, object]) -> None:
-        """Keep a reply, on the disk before this returns; ``about`` is written beside it for people and scripts.
+        """Keep a reply, on the disk before this returns; ``about`` says which verdict asked for it.
 
         Raises:
             RunFolderError: it cannot be written.
         """
-        record = {**about, "key": key, "reply": _as_dict(reply)}
+        self._append({**about, "key": key, "reply": _as_dict(reply)})
+        self._replies[key] = reply
+
+    def note(self, key: str, about: Mapping[str, object]) -> None:
+        """Write that a verdict rests on the reply under ``key``, unless a line says so already.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        if _identity(key, about) not in self._verdicts:
+            self._append({**about, "key": key})
+
+    def _append(self, record: Mapping[str, object]) -> None:
         # ASCII: a lone half of a surrogate pair, which JSON may hold, is not UTF-8.
         line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
         with self._lock:
@@ -68,7 +87,7 @@ class Replies:
             except OSError as error:
                 raise RunFolderError(f"cannot write {self.path}: {reason(error)}") from error
             self._torn = False
-            self._replies[key] = reply
+            self._verdicts.add(_identity(str(record["key"]), record))
 
 
 @contextmanager
@@ -122,17 +141,33 @@ def _as_dict(reply: Reply) -> dict[str, object]:
     return {**content, **usage, **({"estimated": True} if reply.estimated else {})}
 
 
-def _parsed(line: bytes) -> tuple[str, Reply] | None:
+def _identity(key: str, about: Mapping[str, object]) -> str:
+    """Return what tells the verdicts that rest on one reply apart."""
+    return json.dumps([key, *(about.get(name) for name in ("purpose", "question_id", "shown", "repeat"))])
+
+
+def _parsed(line: bytes) -> dict[str, object] | None:
     try:
         record = json.loads(line)
-        fields = record["reply"]
-        text, likelihoods = fields.get("text"), fields.get("likelihoods")
-        if likelihoods is None and not isinstance(text, str):
+        whole = isinstance(record, dict) and isinstance(record.get("key"), str)
+        if not whole or ("reply" in record and _reply_of(record) is None):
             return None
-        weights = None if likelihoods is None else {str(k): float(v) for k, v in likelihoods.items()}
-        reply = Reply(
-            text, weights, int(fields["tokens_in"]), int(fields["tokens_out"]), bool(fields.get("estimated"))
-        )
-        return str(record["key"]), reply
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return dict(record)
+
+
+def _reply_of(record: Mapping[str, object]) -> Reply | None:
+    match record.get("reply"):
+        case {"tokens_in": int() as tokens_in, "tokens_out": int() as tokens_out, **content}:
+            pass
+        case _:
+            return None
+    match content:
+        case {"likelihoods": dict() as likelihoods}:
+            weights = {str(choice): float(value) for choice, value in likelihoods.items()}
+            return Reply(None, weights, tokens_in, tokens_out)
+        case {"text": str() as text, **rest}:
+            return Reply(text, None, tokens_in, tokens_out, rest.get("estimated") is True)
+        case _:
+            return None

@@ -3,7 +3,7 @@
 import ipaddress
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from fedit.data.examples import Message
@@ -78,6 +78,16 @@ class Endpoint:
         self._limit_name = "max_tokens"
         self._client = _client(self._key or _NO_KEY, base_url, local, retries, timeout)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def describe(self) -> dict[str, object]:
         """Return what results say about it."""
         return {"kind": "endpoint", "model": self.name, "base_url": self._url, **self.sampling}
@@ -99,7 +109,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise NoReply(f"no connection: {self._without_key(str(error.__cause__ or error))}") from None
         except openai.APIStatusError as error:
-            said = self._without_key(error.message)[:300]
+            said = self._without_key(error.message.removeprefix(f"Error code: {error.status_code} - "))[:300]
             if error.status_code in _HOPELESS:
                 raise ConfigError(
                     f"{self._url} refuses (HTTP {error.status_code}): {said} Check --base-url, --judge and the "

@@ -65,6 +65,7 @@ class Verdicts:
     cached:   requests answered from the file of verdicts, canaries included.
     again:    requests that were asked once more for the verdict alone.
     failures: reason -> requests without a reply.
+    broken:   lines of the file of verdicts that could not be read; what they held was asked for again.
     """
 
     wanted: int
@@ -74,6 +75,7 @@ class Verdicts:
     cached: int
     again: int
     failures: Mapping[str, int]
+    broken: int = 0
 
     @property
     def invalid_share(self) -> float:
@@ -93,6 +95,7 @@ class Verdicts:
             "cached": self.cached,
             "asked_again": self.again,
             "failures": dict(self.failures),
+            "broken_lines": self.broken,
         }
 
 

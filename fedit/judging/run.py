@@ -100,7 +100,7 @@ def judge(
                 for name, items in arms.items()
             ],
             results,
-            _counted(verdicts, asked),
+            _counted(verdicts, asked, replies.broken),
             spending,
             ranking=_ranking(list(arms), results, chosen, resamples, seed),
             canaries=score_canaries(extra, asked.verdicts[: len(extra)]),
@@ -207,7 +207,7 @@ def _arm(
     )
 
 
-def _counted(verdicts: Sequence[Verdict | None], asked: Asked) -> Verdicts:
+def _counted(verdicts: Sequence[Verdict | None], asked: Asked, broken: int) -> Verdicts:
     had = [verdict for verdict in verdicts if verdict is not None]
     return Verdicts(
         wanted=len(verdicts),
@@ -217,6 +217,7 @@ def _counted(verdicts: Sequence[Verdict | None], asked: Asked) -> Verdicts:
         cached=asked.cached,
         again=asked.again,
         failures=asked.failures,
+        broken=broken,
     )
 
 
