@@ -197,7 +197,7 @@ def judge(
             judgement = ask(
                 answers,
                 chosen,
-                folder,
+                out=folder,
                 mode=cast(Mode, mode),
                 baseline=baseline,
                 repeats=repeats,

@@ -1,7 +1,7 @@
 """What is judged: questions with an arm's answers, one JSONL file an arm."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedit.data.rowfiles import PlacedRow, read_rows
@@ -58,7 +58,7 @@ def read_arm(path: Path) -> tuple[str, list[Answered]]:
     """Return the name of the arm in a file, and its answers.
 
     Raises:
-        DataError: the file or a row cannot be used.
+        DataError: the file or a row cannot be used, or the arm has no printable name.
     """
     rows = read_rows(path)
     names = {str(row.fields["arm"]) for row in rows if row.fields.get("arm") is not None}
@@ -73,7 +73,10 @@ def read_arm(path: Path) -> tuple[str, list[Answered]]:
                 f"{row.where}: question_id {item.question_id!r} is already in {first}; ids are unique."
             )
         seen[item.question_id] = row.where
-    return (names.pop() if names else path.stem), answered
+    name = names.pop() if names else path.stem
+    if not name.isprintable():
+        raise DataError(f"{path}: the arm {name!r} has characters in its name that cannot be shown.")
+    return name, answered
 
 
 def choose_baseline(arms: Mapping[str, object], named: str | None) -> str:
@@ -92,18 +95,28 @@ def choose_baseline(arms: Mapping[str, object], named: str | None) -> str:
 def common_questions(one: Sequence[Answered], other: Sequence[Answered]) -> list[tuple[Answered, Answered]]:
     """Return the answers to the questions that both have, in the order of ``one``.
 
+    A category or a reference that only one of the two has is given to both.
+
     Raises:
-        DataError: a question has different texts in the two.
+        DataError: a question has different texts, categories or references in the two.
     """
     by_id = {item.question_id: item for item in other}
-    pairs = [(item, by_id[item.question_id]) for item in one if item.question_id in by_id]
-    for a, b in pairs:
-        if a.turns != b.turns:
+    return [_matched(item, by_id[item.question_id]) for item in one if item.question_id in by_id]
+
+
+def _matched(a: Answered, b: Answered) -> tuple[Answered, Answered]:
+    for name, one, other in (
+        ("turns", a.turns, b.turns),
+        ("category", a.category or b.category, b.category or a.category),
+        ("reference", a.reference or b.reference, b.reference or a.reference),
+    ):
+        if one != other:
             raise DataError(
-                f"question {a.question_id!r} reads {a.turns[0][:60]!r} in one arm and {b.turns[0][:60]!r} in "
+                f"question {a.question_id!r} has the {name} {str(one)[:60]} in one arm and {str(other)[:60]} in "
                 "another; answers can only be compared on the same question."
             )
-    return pairs
+    category, reference = a.category or b.category, a.reference or b.reference
+    return replace(a, category=category, reference=reference), replace(b, category=category, reference=reference)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

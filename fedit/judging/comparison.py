@@ -1,5 +1,6 @@
 """One arm beside another: sums, wins and losses, intervals, length."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -99,6 +100,7 @@ class Order:
 class Comparison:
     """Arm ``a`` beside arm ``b``, over the questions that were judged in full.
 
+    unmatched:  questions that only one of the two arms has.
     left_out:   questions without a valid verdict in each order.
     invalid:    verdicts that could not be read.
     detectable: smallest true mean difference, in points or in preference, that so many questions would have found
@@ -108,6 +110,7 @@ class Comparison:
     a: str
     b: str
     questions: tuple[Question, ...]
+    unmatched: int
     left_out: int
     invalid: int
     tally: Tally
@@ -126,10 +129,11 @@ class Comparison:
             "a": self.a,
             "b": self.b,
             "n": len(self.questions),
+            "unmatched": self.unmatched,
             "left_out": self.left_out,
             "invalid": self.invalid,
             **_sums(self.questions),
-            "ci": self.scores.relative.bounds() if self.scores else None,
+            "ci": _finite(self.scores.relative) if self.scores else None,
             "win": self.tally.win,
             "tie": self.tally.tie,
             "loss": self.tally.loss,
@@ -162,6 +166,7 @@ def compare(
     b: str,
     questions: Sequence[Question],
     *,
+    unmatched: int = 0,
     left_out: int = 0,
     invalid: int = 0,
     order: Order | None = None,
@@ -177,6 +182,7 @@ def compare(
         a,
         b,
         tuple(questions),
+        unmatched,
         left_out,
         invalid,
         tally(outcomes),
@@ -228,6 +234,11 @@ def _per_category(questions: Sequence[Question]) -> dict[str, dict[str, object]]
         tallied = {"n": counts.n, "win": counts.win, "tie": counts.tie, "loss": counts.loss}
         found[name] = {**tallied, "win_rate": (counts.win + 0.5 * counts.tie) / counts.n, **_sums(members)}
     return found
+
+
+def _finite(interval: Interval) -> list[float] | None:
+    """Return an interval's bounds; None where a sum of zero leaves none."""
+    return interval.bounds() if math.isfinite(interval.low) else None
 
 
 def _sums(questions: Sequence[Question]) -> dict[str, object]:

@@ -19,6 +19,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on one; servers of one's own mostly ask for none
 _CHARACTERS_A_TOKEN = 4
 _SHORTEST_SECRET = 8
+_LONGEST_SAID = 300
 _HOPELESS = (301, 302, 303, 307, 308, 401, 403, 404)
 """HTTP answers that another request would get too: redirects, which are not followed, and refusals."""
 
@@ -107,9 +108,9 @@ class Endpoint:
         except openai.APITimeoutError:
             raise NoReply("no reply in time") from None
         except openai.APIConnectionError as error:
-            raise NoReply(f"no connection: {self._without_key(str(error.__cause__ or error))}") from None
+            raise NoReply(f"no connection: {self._said(str(error.__cause__ or error))}") from None
         except openai.APIStatusError as error:
-            said = self._without_key(error.message.removeprefix(f"Error code: {error.status_code} - "))[:300]
+            said = self._said(error.message.removeprefix(f"Error code: {error.status_code} - "))
             if error.status_code in _HOPELESS:
                 raise ConfigError(
                     f"{self._url} refuses (HTTP {error.status_code}): {said} Check --base-url, --judge and the "
@@ -117,7 +118,7 @@ class Endpoint:
                 ) from None
             raise NoReply(f"HTTP {error.status_code}: {said}{_hint(error.status_code, said)}") from None
         except (openai.OpenAIError, ValueError) as error:
-            raise NoReply(f"not a chat completion: {self._without_key(str(error))[:300]}") from None
+            raise NoReply(f"not a chat completion: {self._said(str(error))}") from None
         return self._reply(request, completion)
 
     def _complete(self, request: Request) -> "ChatCompletion":
@@ -155,6 +156,10 @@ class Endpoint:
             return Reply(text, None, tokens_in, tokens_out)
         asked = sum(len(message.content) for message in request.messages)
         return Reply(text, None, _tokens_of(asked), _tokens_of(len(text)), estimated=True)
+
+    def _said(self, text: str) -> str:
+        """Return an endpoint's words as they may be shown: short, without the key or what steers a terminal."""
+        return "".join(char if char.isprintable() else " " for char in self._without_key(text))[:_LONGEST_SAID]
 
     def _without_key(self, text: str) -> str:
         # Shorter ones are no secrets, but what people write where a server wants any key: EMPTY, none, x.

@@ -142,6 +142,11 @@ class Judgement:
                 f"{self.verdicts.invalid_share:.1%} of the verdicts are invalid and left out, which is more than "
                 f"{MANY_INVALID:.0%}: this judge or its sampling does not fit the format"
             )
+        for one in self.comparisons:
+            if one.unmatched:
+                found.append(
+                    f"{one.a} / {one.b}: {one.unmatched} questions are in one of the two only and are not used"
+                )
         for canary in self.canaries:
             failed = canary.tried - canary.passed - canary.missing
             if failed:

@@ -10,9 +10,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from fedit.data.examples import Example, Message
-from fedit.data.templates import get_template
+from fedit.data.templates import Template, get_template
 from fedit.data.tokens import stop_ids, tokenize
-from fedit.errors import ConfigError, ModelError
+from fedit.errors import ConfigError, DataError, ModelError
 from fedit.judging.base import Reply, Request
 from fedit.model.loading import context_length, load_base
 from fedit.model.sources import resolve_model
@@ -50,6 +50,7 @@ class LocalModel:
         self._base = load_base(source, device=device, dtype=dtype)
         self._context = context_length(source)
         self._template = get_template("auto", self._base.tokenizer)
+        self._takes_system = _takes_system(self._template)
         self._stops = stop_ids(self._base.tokenizer, self._template)
         parameters = inspect.signature(self._base.model.forward).parameters
         # Logits of a whole prompt over a large vocabulary take more memory than the model.
@@ -85,7 +86,10 @@ class LocalModel:
 
     def _rows(self, request: Request) -> list[list[int]]:
         """Return the tokens of the request with each choice as its answer, without the end of the turn."""
-        examples = [Example((*request.messages, Message("assistant", choice))) for choice in request.choices]
+        messages = request.messages
+        if not self._takes_system:
+            messages = (Message("user", "\n\n".join(message.content for message in messages)),)
+        examples = [Example((*messages, Message("assistant", choice))) for choice in request.choices]
         table = tokenize(examples, self._base.tokenizer, self._template, max_length=_UNCUT)
         rows = []
         for row in map(table.row, range(len(table))):
@@ -146,6 +150,15 @@ class LocalModel:
                 "an endpoint instead (--base-url)."
             )
         return cast(torch.Tensor, output.logits)[0, -1], kept
+
+
+def _takes_system(template: Template) -> bool:
+    """Whether a template has a place for a system message; Gemma's refuses one."""
+    try:
+        template.render(Example((Message("system", "s"), Message("user", "u"), Message("assistant", "a"))))
+    except DataError:
+        return False
+    return True
 
 
 def _branch(cache: Cache) -> Cache:

@@ -35,16 +35,15 @@ class Asker:
     def want(self, purpose: str, repeat: int, *shown: tuple[str, Answered]) -> Wanted:
         """Return the wanted verdict on these arms' answers to one question, shown in this order."""
         question = shown[0][1]
-        reference = next((item.reference for _, item in shown if item.reference is not None), None)
         template = template_for(
             self.mode,
             question.category,
-            reference=reference is not None,
+            reference=question.reference is not None,
             turns=len(question.turns),
             explains=self.explains,
         )
         answers = [item.answers for _, item in shown]
-        messages = compose(template, question.turns, reference or (), answers, longest=self.longest)
+        messages = compose(template, question.turns, question.reference or (), answers, longest=self.longest)
         return Wanted(purpose, question.question_id, tuple(name for name, _ in shown), repeat, template, messages)
 
 

@@ -29,8 +29,8 @@ Found = Mapping[tuple[str, tuple[str, ...]], Sequence[Verdict]]
 def judge(
     arms: Mapping[str, Sequence[Answered]],
     judge: Judge,
-    out: Path,
     *,
+    out: Path,
     mode: Mode = "score",
     baseline: str | None = None,
     repeats: int = 1,
@@ -136,6 +136,7 @@ def _compared(
     arms: Mapping[str, Sequence[Answered]], a: str, b: str, found: Found, mode: Mode, resamples: int, seed: int
 ) -> Comparison:
     questions: list[Question] = []
+    unmatched = len({item.question_id for item in arms[a]} ^ {item.question_id for item in arms[b]})
     left_out = invalid = 0
     of_first: list[float] = []
     both: list[tuple[float, float]] = []
@@ -151,7 +152,7 @@ def _compared(
             continue
         judged = _ratings_of(forwards, backwards) if mode == "single" else _both_orders(forwards, backwards)
         lengths = (item_a.length, item_b.length)
-        questions.append(Question(id, item_a.category or item_b.category, *judged, lengths))
+        questions.append(Question(id, item_a.category, *judged, lengths))
         if mode != "single":
             first = [outcome_of(v.preference or 0.0) for v in forwards]
             second = [outcome_of(v.preference or 0.0) for v in backwards]
@@ -159,7 +160,15 @@ def _compared(
             both += [(one, 1 - other) for one, other in zip(first, second, strict=False)]
     order = None if mode == "single" else Order(position_consistency(both), first_position_wins(of_first))
     return compare(
-        a, b, questions, left_out=left_out, invalid=invalid, order=order, resamples=resamples, seed=seed
+        a,
+        b,
+        questions,
+        unmatched=unmatched,
+        left_out=left_out,
+        invalid=invalid,
+        order=order,
+        resamples=resamples,
+        seed=seed,
     )
 
 

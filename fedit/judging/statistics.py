@@ -14,7 +14,6 @@ ELO_CENTRE = 1000.0
 _ELO_PER_NAT = 400 / np.log(10)
 _STEPS = 100
 _CONVERGED = 1e-10
-_REPLICATES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,9 @@ def rank(
         for (a, b), outcome in outcomes.items():
             wins[number, place[a], place[b]] += outcome
             wins[number, place[b], place[a]] += 1 - outcome
-    counts = resampled_counts(len(games), resamples=resamples, seed=seed).astype(np.float64)
     blocks = [
-        bradley_terry(np.tensordot(block, wins, axes=1))
-        for block in np.array_split(counts, max(1, resamples // _REPLICATES_AT_ONCE))
+        bradley_terry(np.tensordot(counts, wins, axes=1))
+        for counts in resampled_counts(len(games), resamples=resamples, seed=seed)
     ]
     anchored = _elo(np.concatenate(blocks), place[anchor])
     estimates = _elo(bradley_terry(wins.sum(axis=0))[np.newaxis], place[anchor])[0]
@@ -148,9 +146,9 @@ def length_controlled_win_rate(
 
     Dubois et al., 2024, arXiv:2404.04475, in its smallest form: of the paper's terms the one for the model and the
     one for length.
-    # Deviation: no term for the question's difficulty, which takes many models to be known, and a ridge of 0.01
-    on both coefficients instead of a cross-validated one on length.
     """
+    # Deviation: no term for the question's difficulty, which takes many models to be known, and a ridge of 0.01
+    # on both coefficients instead of a cross-validated one on length.
     won = np.asarray(outcomes, dtype=np.float64)
     difference = np.asarray(lengths, dtype=np.float64) - np.asarray(baseline_lengths, dtype=np.float64)
     spread = difference.std()
@@ -159,10 +157,9 @@ def length_controlled_win_rate(
     design = np.stack([np.ones_like(terms), terms], axis=1)
     everything = np.ones((1, len(won)))
     estimate = _sigmoid(_logistic(design, won, everything)[:, 0])
-    counts = resampled_counts(len(won), resamples=resamples, seed=seed).astype(np.float64)
     blocks = [
-        _sigmoid(_logistic(design, won, block)[:, 0])
-        for block in np.array_split(counts, max(1, resamples // _REPLICATES_AT_ONCE))
+        _sigmoid(_logistic(design, won, counts)[:, 0])
+        for counts in resampled_counts(len(won), resamples=resamples, seed=seed)
     ]
     return percentile_interval(float(estimate[0]), np.concatenate(blocks))
 

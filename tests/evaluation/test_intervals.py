@@ -78,8 +78,11 @@ def test_a_statistic_of_the_wrong_shape_is_refused():
         bootstrap([1.0, 2.0], lambda samples: samples.mean())
 
 
-def test_counts_of_a_replicate_sum_to_the_items():
-    counts = resampled_counts(7, resamples=500, seed=1)
+def test_counts_of_a_replicate_sum_to_the_items(monkeypatch):
+    monkeypatch.setattr("fedit.evaluation.intervals._NUMBERS_AT_ONCE", 100)
+    blocks = list(resampled_counts(7, resamples=500, seed=1))
+    assert len(blocks) > 1
+    counts = np.concatenate(blocks)
     assert counts.shape == (500, 7)
     assert (counts.sum(axis=1) == 7).all()
     assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.2)

@@ -67,11 +67,11 @@ def test_a_judge_agrees_with_itself_and_not_with_another(server, endpoint, quest
         return "[[C]]" if first == second else "[[A]]" if first > second else "[[B]]"
 
     server.script = sensible
-    first = judge(arms, endpoint(), tmp_path / "one", mode=mode, with_canaries=True, resamples=10)
+    first = judge(arms, endpoint(), out=tmp_path / "one", mode=mode, with_canaries=True, resamples=10)
     other = endpoint()
     other.name = "other"
     kept = tmp_path / "one" / "verdicts.jsonl"
-    second = judge(arms, other, tmp_path / "two", mode=mode, agree_with=kept, resamples=10)
+    second = judge(arms, other, out=tmp_path / "two", mode=mode, agree_with=kept, resamples=10)
     [found] = second.agreement
     assert (found.a, found.b, found.n, found.same, found.kappa) == ("new", "base", 4, 1.0, 1.0)
     assert found.spearman == pytest.approx(1)
@@ -83,10 +83,10 @@ def test_a_judge_agrees_with_itself_and_not_with_another(server, endpoint, quest
 def test_a_judge_with_a_bias_disagrees(server, endpoint, questions, tmp_path):
     arms = {"base": questions("good", "x", "x"), "new": questions("good good", "good", "x")}
     server.script = by_quality
-    judge(arms, endpoint(), tmp_path / "one", resamples=10)
+    judge(arms, endpoint(), out=tmp_path / "one", resamples=10)
     server.script = first_is_better
     second = judge(
-        arms, endpoint(), tmp_path / "two", agree_with=tmp_path / "one" / "verdicts.jsonl", resamples=10
+        arms, endpoint(), out=tmp_path / "two", agree_with=tmp_path / "one" / "verdicts.jsonl", resamples=10
     )
     [found] = second.agreement
     assert (found.n, found.spearman, found.kappa) == (3, None, 0.0)

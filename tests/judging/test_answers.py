@@ -94,6 +94,24 @@ def test_questions_that_both_have_are_compared():
     assert [(a.question_id, b.answers) for a, b in common_questions(one, other)] == [("1", ("y",)), ("3", ("y",))]
 
 
+def test_what_only_one_arm_knows_of_a_question_is_known_of_both():
+    one = [Answered("1", None, ("1?",), ("x",), ("right",))]
+    other = [Answered("1", "math", ("1?",), ("y",))]
+    [(a, b)] = common_questions(one, other)
+    assert (a.category, a.reference) == (b.category, b.reference) == ("math", ("right",))
+    with pytest.raises(DataError, match="has the reference"):
+        common_questions(one, [Answered("1", None, ("1?",), ("y",), ("wrong",))])
+    with pytest.raises(DataError, match="has the category code in one arm and math"):
+        common_questions([Answered("1", "code", ("1?",), ("x",))], other)
+
+
+def test_an_arm_that_would_steer_a_terminal_is_refused(write):
+    with pytest.raises(DataError, match="cannot be shown"):
+        read_arm(write("a.jsonl", {**ROW, "arm": "\x1b[2J"}))
+
+
 def test_an_id_with_two_questions_is_refused():
-    with pytest.raises(DataError, match="question '1' reads 'Why' in one arm and 'How'"):
+    with pytest.raises(
+        DataError, match=r"question '1' has the turns \('Why',\) in one arm and \('How',\) in another"
+    ):
         common_questions([Answered("1", None, ("Why",), ("x",))], [Answered("1", None, ("How",), ("x",))])

@@ -1,6 +1,8 @@
 """A local judge beside the plain definition: the whole text read once for every choice."""
 
+import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -68,6 +70,20 @@ def test_control_tokens_in_a_request_stay_text(tiny):
     assert plain_ == attack
 
 
+def test_a_template_without_a_system_message_gets_it_with_the_question(tiny, tmp_path, tokenizer):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = refusing + tokenizer.chat_template
+    changed.save_pretrained(folder)
+    local = LocalModel(str(folder), device="cpu", dtype="fp32")
+    asked = Request((Message("system", "Judge."), Message("user", "Why?")), ("[[A]]", "[[B]]"))
+    text = local._base.tokenizer.decode(local._rows(asked)[0])
+    assert "<|im_start|>user\nJudge.\n\nWhy?<|im_end|>" in text
+    assert set(local.ask(asked).likelihoods) == {"[[A]]", "[[B]]"}
+
+
 def test_what_is_too_long_is_refused(tiny):
     local = LocalModel(str(tiny), device="cpu", dtype="fp32")
     with pytest.raises(ConfigError, match=r"reads 512; give --max-answer-chars"):
@@ -85,14 +101,14 @@ def test_a_whole_judgement_needs_no_parsing(tiny, questions, tmp_path, monkeypat
     local = LocalModel(str(tiny), device="cpu", dtype="fp32")
     monkeypatch.setattr(local, "_context", None)
     arms = {"base": questions("one", "two"), "new": questions("uno", "dos")}
-    result = judge(arms, local, tmp_path, mode="pairwise", resamples=50)
+    result = judge(arms, local, out=tmp_path, mode="pairwise", resamples=50)
     assert (result.verdicts.valid, result.verdicts.invalid) == (4, {})
     assert len(result.comparisons[0].questions) == 2
     assert 0 < result.comparisons[0].preference.estimate < 1
     assert any("small models" in warning for warning in result.warnings())
-    assert judge(arms, local, tmp_path, mode="pairwise", resamples=50).verdicts.cached == 4
+    assert judge(arms, local, out=tmp_path, mode="pairwise", resamples=50).verdicts.cached == 4
     line = json.loads((tmp_path / "verdicts.jsonl").read_text().splitlines()[0])
     assert set(line["reply"]["likelihoods"]) == {"[[A]]", "[[B]]", "[[C]]"}
     assert line["model"].startswith(f"local:{tiny}@")
     with pytest.raises(ConfigError, match="says the same every time"):
-        judge(arms, local, tmp_path, repeats=2)
+        judge(arms, local, out=tmp_path, repeats=2)

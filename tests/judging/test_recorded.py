@@ -83,6 +83,12 @@ def test_without_any_valid_review_there_is_no_number(write):
     assert (found["sum_a"], found["relative"], found["ci"], found["invalid"]) == (None, None, None, 1)
 
 
+def test_a_sum_of_zero_has_no_ratio(write):
+    found = score_reviews(read_reviews(write(review(1, [5, 0]), review(2, [3, 0])))).as_dict()
+    assert (found["sum_b"], found["relative"], found["ci"]) == (0, None, None)
+    json.dumps(found, allow_nan=False)
+
+
 def test_what_is_no_review_is_placed(write):
     with pytest.raises(DataError, match=r"reviews\.jsonl:2: expected a review"):
         read_reviews(write(review(1, [1, 1]), {"answer": "x"}))

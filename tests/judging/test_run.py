@@ -22,7 +22,7 @@ def run(endpoint, tmp_path):
 
     def run(arms, **options):
         judge_options = {name: options.pop(name) for name in ("concurrency", "retries") if name in options}
-        return judge(arms, endpoint(**judge_options), tmp_path / "out", **{**FAST, **options})
+        return judge(arms, endpoint(**judge_options), out=tmp_path / "out", **{**FAST, **options})
 
     return run
 
@@ -265,14 +265,14 @@ def test_a_second_question_about_a_reply_is_kept_too(server, run, questions):
 def test_what_bears_on_a_verdict_is_asked_anew(server, endpoint, tmp_path, questions, change):
     arms = {"a": questions("x"), "b": questions("y")}
     server.script = lambda call: "[[A]]" if "[[A]]" in call.messages[1]["content"] else "8 7"
-    judge(arms, endpoint(), tmp_path, **FAST)
+    judge(arms, endpoint(), out=tmp_path, **FAST)
     other = endpoint(**({"temperature": 0.9} if change == "temperature" else {}))
     if change == "model":
         other.name = "another"
     if change == "answer":
         arms = {"a": questions("x!"), "b": questions("y")}
     options = {"repeats": {"repeats": 2}, "mode": {"mode": "pairwise"}}.get(change, {})
-    judge(arms, other, tmp_path, **FAST, **options)
+    judge(arms, other, out=tmp_path, **FAST, **options)
     assert len(server.calls) == 4
 
 
@@ -403,7 +403,7 @@ def test_a_fault_in_a_thread_is_not_swallowed(endpoint, questions, tmp_path, mon
     judge_ = endpoint(concurrency=2)
     monkeypatch.setattr(type(judge_), "ask", lambda self, request: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        judge({"a": questions("x"), "b": questions("y")}, judge_, tmp_path, **FAST)
+        judge({"a": questions("x"), "b": questions("y")}, judge_, out=tmp_path, **FAST)
 
 
 def test_an_interruption_passes_and_what_was_judged_is_kept(server, run, questions):
@@ -436,7 +436,13 @@ def test_what_cannot_be_compared_is_refused(run, questions, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_answer_of_html_does_not_upset_the_report(server, run, questions, tmp_path):
+def test_questions_of_one_arm_alone_are_announced(run, questions):
+    result = run({"a": questions("x", "y", "z"), "b": questions("v")})
+    assert (len(result.comparisons[0].questions), result.comparisons[0].unmatched) == (1, 2)
+    assert any("2 questions are in one of the two only" in warning for warning in result.warnings())
+
+
+def test_a_bar_in_a_name_does_not_upset_the_tables(server, run, questions, tmp_path):
     server.script = lambda call: Raw(body=b"{}")
     arms = {"a|b": questions("x"), "c": questions("y")}
     result = run(arms, retries=0)
