@@ -3,7 +3,7 @@
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -157,10 +157,10 @@ def judge(
     from fedit.judging import Endpoint, Limits, read_arms
     from fedit.judging import judge as ask
     from fedit.judging.endpoint import OPENAI
-    from fedit.judging.prompts import Mode
+    from fedit.judging.prompts import MODES
 
-    if mode not in get_args(Mode):
-        raise UnknownName("mode", mode, get_args(Mode))
+    if mode not in MODES:
+        raise UnknownName("mode", mode, MODES)
     if not arms or model is None:
         raise ConfigError(
             "name the answers and the judge: fedit judge base.jsonl tuned.jsonl --judge MODEL. Recorded reviews: "
@@ -198,7 +198,7 @@ def judge(
                 answers,
                 chosen,
                 out=folder,
-                mode=cast(Mode, mode),
+                mode=mode,
                 baseline=baseline,
                 repeats=repeats,
                 all_pairs=all_pairs,
@@ -236,7 +236,7 @@ def _show(judgement: "Judgement", folder: Path, as_json: bool) -> None:
 def _add_up(
     path: Path, arms: list[Path], *, reparse: bool, agree_with: Path | None, seed: int, as_json: bool
 ) -> None:
-    from fedit.judging.agreement import agreement
+    from fedit.judging.agreement import agreement, read_opinions
     from fedit.judging.markdown import agreement_table, comparison_tables
     from fedit.judging.recorded import answer_lengths, read_reviews, score_reviews
 
@@ -254,8 +254,8 @@ def _add_up(
     found["invalid_share"] = comparison.invalid / reviews.reviews
     found["below_scale"] = reviews.below_scale
     found["scores_from"] = "text" if reparse else "score"
-    pair = [comparison.a, comparison.b]
-    agreed = agreement([comparison], agree_with, pair) if agree_with is not None else []
+    pair = (comparison.a, comparison.b)
+    agreed = agreement([comparison], read_opinions(agree_with, pair, [pair])) if agree_with is not None else []
     found["agreement"] = [one.as_dict() for one in agreed]
     if as_json:
         print_json(found)

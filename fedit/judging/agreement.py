@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedit.data.rowfiles import missing
 from fedit.errors import ConfigError, DataError
+from fedit.files import reason
 from fedit.judging.cache import read_records
 from fedit.judging.comparison import Comparison
 from fedit.judging.recorded import is_review, read_reviews
@@ -37,29 +39,50 @@ class Agreement:
         return {"a": self.a, "b": self.b, "n": self.n, **numbers}
 
 
-def agreement(comparisons: Iterable[Comparison], path: Path, arms: Sequence[str]) -> list[Agreement]:
-    """Return how far the judge of ``comparisons`` agrees with the one whose verdicts are in ``path``.
+def read_opinions(path: Path, arms: Sequence[str], pairs: Iterable[tuple[str, str]]) -> Opinions:
+    """Return what another judge found about ``pairs``: from its file of verdicts, or from recorded reviews.
 
     arms: as the user named them; the scores of recorded reviews are of the first two.
 
     Raises:
-        DataError: the file cannot be used, or holds no verdict on the same pair and question.
+        DataError: the file cannot be used, or holds no verdict on any of the pairs.
         ConfigError: it holds reviews, and there are more than two arms.
     """
-    opinions = _opinions(path, arms)
+    if not path.is_file():
+        raise DataError(missing(path))
+    try:
+        records = read_records(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
+    if records and is_review(records[0]):
+        if len(arms) != 2:
+            raise ConfigError(
+                f"{path} holds reviews of two arms, without their names, and there are {len(arms)} arms here; "
+                "give the two files of the reviewed arms, in the reviews' order."
+            )
+        reviewed = {q.question_id: (q.difference, q.outcome) for q in read_reviews(path).questions}
+        known: Opinions = {(arms[0], arms[1]): reviewed}
+    else:
+        known = _from_verdicts(path, records)
+    opinions = {(a, b): known.get((a, b)) or _turned(known.get((b, a), {})) for a, b in pairs}
+    if not any(opinions.values()):
+        raise DataError(
+            f"{path} holds no valid verdict on a pair of arms that is compared here; the arms here are "
+            f"{', '.join(arms)}."
+        )
+    return opinions
+
+
+def agreement(comparisons: Iterable[Comparison], opinions: Opinions) -> list[Agreement]:
+    """Return how far the judge of ``comparisons`` agrees with the one of ``opinions``, pair by pair."""
     found = []
     for comparison in comparisons:
         a, b = comparison.a, comparison.b
-        theirs = opinions.get((a, b)) or _turned(opinions.get((b, a), {}))
+        theirs = opinions.get((a, b), {})
         ours = {q.question_id: (q.difference, q.outcome) for q in comparison.questions}
         both = [question for question in ours if question in theirs]
         if both:
             found.append(_agreement(a, b, [ours[q] for q in both], [theirs[q] for q in both]))
-    if not found:
-        raise DataError(
-            f"{path} holds no valid verdict on a pair of arms and a question that were judged here; "
-            f"the arms here are {', '.join(arms)}."
-        )
     return found
 
 
@@ -73,22 +96,6 @@ def _agreement(a: str, b: str, ours: list[tuple[float, float]], theirs: list[tup
         cohen_kappa(own, other),
         sum(x == y for x, y in zip(own, other, strict=True)) / len(own),
     )
-
-
-def _opinions(path: Path, arms: Sequence[str]) -> Opinions:
-    if not path.is_file():
-        raise DataError(f"there is no file {path} to agree with.")
-    records = read_records(path)
-    if records and is_review(records[0]):
-        if len(arms) != 2:
-            raise ConfigError(
-                f"{path} holds reviews of two arms, without their names, and there are {len(arms)} arms here; "
-                "give the two files of the reviewed arms, in the reviews' order."
-            )
-        return {
-            (arms[0], arms[1]): {q.question_id: (q.difference, q.outcome) for q in read_reviews(path).questions}
-        }
-    return _from_verdicts(path, records)
 
 
 def _from_verdicts(path: Path, records: Iterable[Mapping[str, object]]) -> Opinions:

@@ -132,7 +132,7 @@ class LocalModel:
         for token, members in nexts.items():
             value = sum_so_far + float(scores[token])
             if not any(members.values()):
-                values[next(iter(members))] = value
+                values[next(iter(members))] = value  # no two choices read the same
                 continue
             after, grown = self._read([token], cache)
             self._descend(members, after, grown, value, values)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedit.errors import ConfigError, DataError
 from fedit.evaluation.intervals import RESAMPLES, bootstrap
-from fedit.judging.agreement import agreement
+from fedit.judging.agreement import agreement, read_opinions
 from fedit.judging.answers import Answered, choose_baseline, common_questions
 from fedit.judging.asking import Asked, Asking, Wanted
 from fedit.judging.base import Judge
@@ -75,6 +75,7 @@ def judge(
     _check(arms, judge, mode, repeats, limits)
     chosen = choose_baseline(arms, baseline)
     pairs = pairs_of(list(arms), chosen, all_pairs=all_pairs)
+    opinions = read_opinions(agree_with, list(arms), pairs) if agree_with is not None else {}
     asker = Asker(mode, judge.explains, repeats, longest)
     wanted = ratings(arms, asker) if mode == "single" else comparisons(arms, pairs, asker)
     extra = canaries(chosen, arms[chosen], asker, seed) if with_canaries else []
@@ -104,7 +105,7 @@ def judge(
             spending,
             ranking=_ranking(list(arms), results, chosen, resamples, seed),
             canaries=score_canaries(extra, asked.verdicts[: len(extra)]),
-            agreement=agreement(results, agree_with, list(arms)) if agree_with is not None else (),
+            agreement=agreement(results, opinions),
             stopped=asked.stopped,
         )
         judgement.write(out)
@@ -154,10 +155,12 @@ def _compared(
         lengths = (item_a.length, item_b.length)
         questions.append(Question(id, item_a.category, *judged, lengths))
         if mode != "single":
-            first = [outcome_of(v.preference or 0.0) for v in forwards]
-            second = [outcome_of(v.preference or 0.0) for v in backwards]
-            of_first += first + second
-            both += [(one, 1 - other) for one, other in zip(first, second, strict=False)]
+            of_first += [outcome_of(v.preference or 0.0) for v in (*forwards, *backwards)]
+            both += [
+                (outcome_of(one.preference or 0.0), 1 - outcome_of(other.preference or 0.0))
+                for one, other in zip(*everything, strict=False)
+                if not one.invalid and not other.invalid
+            ]
     order = None if mode == "single" else Order(position_consistency(both), first_position_wins(of_first))
     return compare(
         a,

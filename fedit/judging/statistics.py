@@ -39,7 +39,8 @@ def tally(outcomes: ArrayLike) -> Tally:
 def outcomes_of(differences: ArrayLike, within: float = 0.0) -> Array:
     """Return 1, 0.5 or 0 for each difference; those not further than ``within`` from zero are ties."""
     values = np.asarray(differences, dtype=np.float64)
-    decided = np.abs(values) > within
+    # Rounded, as 1.1 - 1 is a little more than 0.1.
+    decided = np.abs(values).round(9) > within
     return np.where(decided, (values > 0).astype(np.float64), 0.5)
 
 

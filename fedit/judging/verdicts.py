@@ -46,14 +46,16 @@ class Verdict:
 
 def outcome_of(preference: float) -> float:
     """Return 1, 0.5 or 0: who a preference is for."""
-    return 0.5 if preference == 0.5 else float(preference > 0.5)
+    # Rounded, as means of thirds and sevenths do not always meet at 0.5.
+    return 0.5 if round(preference, 9) == 0.5 else float(preference > 0.5)
 
 
 def from_scores(first: float, second: float, lowest: float = LOWEST) -> Verdict:
     """Return the verdict of two scores; invalid outside ``lowest`` to 10."""
     if not all(math.isfinite(score) and lowest <= score <= HIGHEST for score in (first, second)):
         return Verdict(invalid=f"scores outside {lowest:g} to {HIGHEST}")
-    equal = abs(first - second) <= TIE_WITHIN
+    # Rounded, as 1.1 - 1 is a little more than 0.1.
+    equal = round(abs(first - second), 9) <= TIE_WITHIN
     return Verdict((first, second), 0.5 if equal else float(first > second))
 
 

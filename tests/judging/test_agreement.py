@@ -5,13 +5,17 @@ from judge_server import by_quality, first_is_better
 
 from fedit.errors import ConfigError, DataError
 from fedit.judging import judge
-from fedit.judging.agreement import agreement
+from fedit.judging.agreement import agreement, read_opinions
 from fedit.judging.comparison import Question, compare
 
 
 def compared(scores, a="new", b="base"):
     questions = [Question(str(n), None, pair, None, None) for n, pair in enumerate(scores)]
     return compare(a, b, questions, resamples=10)
+
+
+def agreed(ours, path, arms):
+    return agreement([ours], read_opinions(path, arms, [(ours.a, ours.b)]))
 
 
 @pytest.fixture
@@ -28,29 +32,29 @@ def reviews(tmp_path):
 def test_reviews_are_of_the_two_arms_in_their_order(reviews):
     path = reviews([2, 8], [5, 5], [9, 1], [3, 4])
     ours = compared([(8, 2), (5, 5), (1, 9), (6, 4)])  # new beside base
-    [found] = agreement([ours], path, ["base", "new"])
+    [found] = agreed(ours, path, ["base", "new"])
     assert (found.n, found.same, found.kappa, found.spearman) == (4, 1.0, 1.0, pytest.approx(1.0))
-    [turned] = agreement([ours], path, ["new", "base"])
+    [turned] = agreed(ours, path, ["new", "base"])
     assert turned.same == 0.25
     assert turned.spearman == pytest.approx(-1)
 
 
 def test_only_questions_of_both_count(reviews):
-    [found] = agreement([compared([(8, 2), (5, 5), (1, 9)])], reviews([2, 8], [7, 3]), ["base", "new"])
+    [found] = agreed(compared([(8, 2), (5, 5), (1, 9)]), reviews([2, 8], [7, 3]), ["base", "new"])
     assert (found.n, found.same) == (2, 0.5)
 
 
 def test_reviews_do_not_name_arms_so_there_must_be_two(reviews):
     with pytest.raises(ConfigError, match="there are 3 arms here"):
-        agreement([compared([(8, 2)])], reviews([2, 8]), ["base", "new", "third"])
+        agreed(compared([(8, 2)]), reviews([2, 8]), ["base", "new", "third"])
 
 
 def test_a_file_without_a_common_verdict_is_refused(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
-        agreement([], tmp_path / "nothing", ["a", "b"])
+        read_opinions(tmp_path / "nothing", ["a", "b"], [("b", "a")])
     (tmp_path / "other").write_text('{"x": 1}\n')
     with pytest.raises(DataError, match="no valid verdict on a pair"):
-        agreement([compared([(1, 2)])], tmp_path / "other", ["base", "new"])
+        read_opinions(tmp_path / "other", ["base", "new"], [("new", "base")])
 
 
 @pytest.mark.parametrize("mode", ["score", "pairwise", "single"])
@@ -77,7 +81,7 @@ def test_a_judge_agrees_with_itself_and_not_with_another(server, endpoint, quest
     assert found.spearman == pytest.approx(1)
     assert second.as_dict()["agreement"] == [found.as_dict()]
     assert "Agreement with the other judge" in second.markdown()
-    assert first.agreement == ()
+    assert first.agreement == []
 
 
 def test_a_judge_with_a_bias_disagrees(server, endpoint, questions, tmp_path):
@@ -91,3 +95,20 @@ def test_a_judge_with_a_bias_disagrees(server, endpoint, questions, tmp_path):
     [found] = second.agreement
     assert (found.n, found.spearman, found.kappa) == (3, None, 0.0)
     assert found.same == pytest.approx(1 / 3)
+
+
+def test_a_file_of_two_judges_is_no_judge(server, endpoint, questions, tmp_path):
+    arms = {"base": questions("x"), "new": questions("y")}
+    other = endpoint()
+    other.name = "other"
+    for one in (endpoint(), other):
+        judge(arms, one, out=tmp_path, resamples=10)
+    with pytest.raises(DataError, match=r"several judges or modes, m \(score\), other \(score\)"):
+        read_opinions(tmp_path / "verdicts.jsonl", ["base", "new"], [("new", "base")])
+
+
+def test_a_file_that_cannot_be_used_is_noticed_before_anything_is_asked(server, endpoint, questions, tmp_path):
+    arms = {"base": questions("x"), "new": questions("y")}
+    with pytest.raises(DataError, match="there is no file"):
+        judge(arms, endpoint(), out=tmp_path / "out", agree_with=tmp_path / "nothing")
+    assert server.calls == []

@@ -28,7 +28,7 @@ def sigmoid(x):
 
 
 def test_small_differences_are_ties():
-    assert outcomes_of([0.2, 0.1, 0, -0.1, -0.2], within=0.1).tolist() == [1, 0.5, 0.5, 0.5, 0]
+    assert outcomes_of([0.2, 1.1 - 1, 0, -0.1, -0.2], within=0.1).tolist() == [1, 0.5, 0.5, 0.5, 0]
     assert tally([1, 0.5, 0.5, 0]) == Tally(1, 2, 1)
 
 

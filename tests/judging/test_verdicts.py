@@ -96,13 +96,14 @@ def test_ratings_are_read():
 
 def test_nearly_equal_scores_are_a_tie():
     assert from_scores(7, 7.1).preference == 0.5
+    assert from_scores(1.1, 1).preference == 0.5
     assert from_scores(7.2, 7).preference == 1
     assert from_scores(7, 7.2).preference == 0
     assert from_scores(math.nan, 7).invalid
 
 
 def test_a_preference_has_a_winner():
-    assert [outcome_of(value) for value in (0.9, 0.5, 0.2)] == [1, 0.5, 0]
+    assert [outcome_of(value) for value in (0.9, 0.5, 0.5 - 1e-16, 0.2)] == [1, 0.5, 0.5, 0]
 
 
 # --- weighing ---
