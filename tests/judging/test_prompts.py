@@ -1,5 +1,8 @@
 import hashlib
+import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +10,7 @@ from fedit.data.examples import Message
 from fedit.judging.prompts import MODES, VERSION, ask_again, compose, template_for
 from fedit.judging.verdicts import read
 
+MT_BENCH = Path(os.environ.get("FEDIT_DATA", "nowhere")) / "mt_bench"
 WORDS_OF_VERSION = (1, "a97854060c49a972")
 """Who changes a word raises `VERSION` and renews the checksum; old results keep saying what they were asked."""
 
@@ -121,3 +125,22 @@ def test_asking_again_shows_the_reply_and_asks_for_the_verdict_alone():
     assert [message.role for message in again[2:]] == ["assistant", "user"]
     assert "one line" in again[3].content
     assert ask_again(template(), messages, " ")[2].content == "..."
+
+
+@pytest.mark.skipif(not MT_BENCH.is_dir(), reason="FEDIT_DATA names no folder with mt_bench")
+def test_two_turns_with_references_of_mt_bench_stand_between_their_fences():
+    def lines(name):
+        return [json.loads(line) for line in (MT_BENCH / name).read_text(encoding="utf-8").splitlines()]
+
+    references = {row["question_id"]: row["choices"][0]["turns"] for row in lines("reference_answer_gpt-4.jsonl")}
+    questions = lines("question.jsonl")
+    assert (len(questions), len(references)) == (80, 30)
+    for question in questions:
+        known = references.get(question["question_id"], [])
+        chosen = template("pairwise", question["category"], reference=bool(known), turns=2)
+        answers = [known or ["one", "two"], ["uno", "dos"]]
+        texts = parts(compose(chosen, question["turns"], known, answers, longest=100_000))[1]
+        assert len(texts) == 6 + len(known)
+        assert texts["QUESTION, TURN 2"].split() == question["turns"][1].split()
+        assert texts["ANSWER A, TURN 1"].split() == answers[0][0].split()
+        assert ("-reference" in chosen.name) == bool(known)
