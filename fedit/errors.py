@@ -7,9 +7,10 @@
     │   ├── DataError        rows, files, columns, partitions
     │   ├── ModelError       a base model or an adapter that cannot be used
     │   └── RunFolderError   a run folder that cannot be written, read or resumed
-    └── RoundError           a round that cannot go on
-        ├── NoUpdates        too few clients delivered
-        └── UpdatesConsumed  a cohort's updates were read twice
+    ├── RoundError           a round that cannot go on
+    │   ├── NoUpdates        too few clients delivered
+    │   └── UpdatesConsumed  a cohort's updates were read twice
+    └── JudgeError           a judge that does not answer
 
 A message says what was found, what was expected and what to do, with values in it.
 """
@@ -60,6 +61,10 @@ class NoUpdates(RoundError):
 
 class UpdatesConsumed(RoundError):
     """A cohort's updates stream once and were read a second time."""
+
+
+class JudgeError(FeditError):
+    """A judge's endpoint does not answer, or not with what it should."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

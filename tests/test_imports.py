@@ -9,13 +9,25 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fedit"
-HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "pyarrow", "flwr", "huggingface_hub", "gguf")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "matplotlib",
+    "pyarrow",
+    "flwr",
+    "huggingface_hub",
+    "gguf",
+    "openai",
+)
 FENCES = {
     "flwr": (),
     "peft": ("model/",),
     "datasets": ("data/sources.py",),
     "langdetect": ("evaluation/constraints/language.py",),
     "gguf": ("model/gguf.py", "model/wheel.py"),
+    "openai": ("judging/endpoint.py",),
     "pickle": (),
     "dill": (),
     "cloudpickle": (),

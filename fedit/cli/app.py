@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import chat, data, doctor, listing, report, run, study, ui
+from fedit.cli import chat, data, doctor, judge, listing, report, run, study, ui
 
 app = typer.Typer(
     name="fedit",
@@ -37,6 +37,7 @@ app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
+app.command("judge", epilog=judge.EPILOG)(judge.judge)
 app.command("ui", epilog=ui.EPILOG)(ui.ui)
 app.command("votes", epilog=ui.VOTES_EPILOG)(ui.votes)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

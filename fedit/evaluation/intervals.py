@@ -16,8 +16,8 @@ Statistic = Callable[[Array], Array]
 """Takes samples, (resamples, items) or (resamples, items, columns), and returns one number each, (resamples,)."""
 
 RESAMPLES = 10_000
-_NUMBERS_AT_ONCE = 4_000_000
-"""Most float64 numbers of a block of replicates: 32 MB."""
+_NUMBERS_AT_ONCE = 2_000_000
+"""Most float64 numbers of a block of replicates: 16 MB."""
 _ENUMERATED = 16
 """Most differences whose sign patterns are all counted instead of drawn: 65,536 patterns."""
 
@@ -55,11 +55,14 @@ def difference_of_means(samples: Array) -> Array:
     return np.asarray(samples[:, :, 0].mean(axis=1) - samples[:, :, 1].mean(axis=1))
 
 
-def resampled_counts(items: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Return how often each item is in each replicate, (resamples, items); every row sums to ``items``."""
+def resampled_counts(items: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Array]:
+    """Yield how often each item is in each replicate, in blocks of (replicates, items); rows sum to ``items``.
+
+    For statistics of weighted items, which need no copies of them.
+    """
     generator = np.random.default_rng(seed)
-    counts: NDArray[np.int64] = generator.multinomial(items, np.full(items, 1 / items), size=resamples)
-    return counts
+    for size in _block_sizes(resamples, items):
+        yield generator.multinomial(items, np.full(items, 1 / items), size=size).astype(np.float64)
 
 
 def bootstrap(
