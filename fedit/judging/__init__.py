@@ -6,7 +6,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from fedit.judging.answers import Answered, read_arms
+from fedit.evaluation.answerfiles import Answered
+from fedit.judging.answers import read_arms
 from fedit.judging.base import Judge, NoReply, Reply, Request
 from fedit.judging.endpoint import Endpoint
 from fedit.judging.judgement import Judgement

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedit import seeds
-from fedit.judging.answers import Answered, common_questions
+from fedit.evaluation.answerfiles import Answered
+from fedit.judging.answers import common_questions
 from fedit.judging.asking import Wanted
 from fedit.judging.prompts import Mode, compose, template_for
 from fedit.judging.verdicts import Verdict
@@ -38,7 +39,7 @@ class Asker:
         template = template_for(
             self.mode,
             question.category,
-            reference=question.reference is not None,
+            reference=any(question.reference or ()),
             turns=len(question.turns),
             explains=self.explains,
         )
@@ -112,7 +113,7 @@ def canaries(arm: str, items: Sequence[Answered], asker: Asker, seed: int) -> li
     reference: the reference beside an empty answer; the reference has to win.
     """
     full = [item for item in items if any(text.strip() for text in item.answers)]
-    known = [item for item in items if item.reference is not None and len(item.reference) == len(item.turns)]
+    known = [item for item in items if item.reference and all(item.reference)]
     wanted: list[Wanted] = []
     for item in _some(full, seed):
         wanted += _against_empty("empty", arm, item, asker)

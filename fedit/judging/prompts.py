@@ -147,10 +147,11 @@ def compose(
 ) -> tuple[Message, ...]:
     """Return the messages that ask for one verdict; every text in them is shielded and fenced.
 
-    answers: of each arm in the order they are shown, one text a turn.
-    longest: characters of a text that are shown.
+    reference: one text a turn, "" where a turn has none; answers: of each arm in the order they are shown.
+    longest:   characters of a text that are shown.
     """
-    titled = _titled("QUESTION", turns, len(turns)) + _titled("REFERENCE", reference, len(turns))
+    given = [(title, text) for title, text in _titled("REFERENCE", reference, len(turns)) if text]
+    titled = _titled("QUESTION", turns, len(turns)) + given
     for title, texts in zip(template.answers, answers, strict=True):
         titled += _titled(title, texts, len(turns))
     shown = [(title, shield(text, longest).text) for title, text in titled]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from fedit.errors import ConfigError, DataError
+from fedit.evaluation.answerfiles import Answered
 from fedit.evaluation.intervals import RESAMPLES, bootstrap
 from fedit.judging.agreement import agreement, read_opinions
-from fedit.judging.answers import Answered, choose_baseline, common_questions
+from fedit.judging.answers import choose_baseline, common_questions
 from fedit.judging.asking import Asked, Asking, Wanted
 from fedit.judging.base import Judge
 from fedit.judging.cache import open_replies

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from fedit.errors import ConfigError, DataError
-from fedit.judging.answers import Answered, choose_baseline, common_questions, read_arm, read_arms
+from fedit.evaluation.answerfiles import Answered, read_answers
+from fedit.judging.answers import choose_baseline, common_questions, read_arms
 
 ROW = {"question_id": "1", "category": "math", "turns": ["Why?"], "answers": ["So."], "reference": ["Because."]}
 
@@ -20,16 +21,16 @@ def write(tmp_path):
 
 
 def test_a_file_is_an_arm(write):
-    name, answered = read_arm(write("tuned.jsonl", ROW, {**ROW, "question_id": 2, "reference": None}))
+    name, answered = read_answers(write("tuned.jsonl", ROW, {**ROW, "question_id": 2, "reference": None}))
     assert name == "tuned"
     assert answered[0] == Answered("1", "math", ("Why?",), ("So.",), ("Because.",))
     assert (answered[1].question_id, answered[1].reference) == ("2", None)
 
 
 def test_the_rows_may_name_the_arm(write):
-    assert read_arm(write("a.jsonl", {**ROW, "arm": "federated"}))[0] == "federated"
+    assert read_answers(write("a.jsonl", {**ROW, "arm": "federated"}))[0] == "federated"
     with pytest.raises(DataError, match="several arms"):
-        read_arm(write("b.jsonl", {**ROW, "arm": "x"}, {**ROW, "question_id": "2", "arm": "y"}))
+        read_answers(write("b.jsonl", {**ROW, "arm": "x"}, {**ROW, "question_id": "2", "arm": "y"}))
 
 
 def test_a_folder_holds_arms(write, tmp_path):
@@ -65,19 +66,19 @@ def test_an_empty_folder_and_the_same_arm_twice_are_explained(write, tmp_path):
 )
 def test_a_row_that_cannot_be_used_is_placed(write, change, words):
     with pytest.raises(DataError) as error:
-        read_arm(write("a.jsonl", ROW, {**ROW, "question_id": "2", **change}))
+        read_answers(write("a.jsonl", ROW, {**ROW, "question_id": "2", **change}))
     assert "a.jsonl:2" in str(error.value)
     assert words in str(error.value)
 
 
 def test_a_misspelt_field_is_suggested(write):
     with pytest.raises(DataError, match=r"there is no 'answers'.*'answer' may be meant"):
-        read_arm(write("a.jsonl", {"question_id": "1", "turns": ["x"], "answer": ["y"]}))
+        read_answers(write("a.jsonl", {"question_id": "1", "turns": ["x"], "answer": ["y"]}))
 
 
 def test_ids_are_unique(write):
     with pytest.raises(DataError, match=r"a\.jsonl:2: question_id '1' is already in a\.jsonl:1"):
-        read_arm(write("a.jsonl", ROW, ROW))
+        read_answers(write("a.jsonl", ROW, ROW))
 
 
 def test_the_baseline_is_base_or_the_first_or_the_named_one():
@@ -107,7 +108,7 @@ def test_what_only_one_arm_knows_of_a_question_is_known_of_both():
 
 def test_an_arm_that_would_steer_a_terminal_is_refused(write):
     with pytest.raises(DataError, match="cannot be shown"):
-        read_arm(write("a.jsonl", {**ROW, "arm": "\x1b[2J"}))
+        read_answers(write("a.jsonl", {**ROW, "arm": "\x1b[2J"}))
 
 
 def test_an_id_with_two_questions_is_refused():
