@@ -17,7 +17,7 @@ from fedit import settings
 from fedit.config import RunConfig
 from fedit.data.examples import fingerprint
 from fedit.errors import RunFolderError
-from fedit.files import reason
+from fedit.files import read_json, reason
 from fedit.prepare import Job
 
 LOCK = "run.lock"
@@ -65,13 +65,7 @@ def read_config(folder: Path) -> RunConfig:
 def read_summary(folder: Path) -> dict[str, object] | None:
     """Return the content of ``summary.json``; None while the run is not finished."""
     path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    return content if isinstance(content, dict) else None
+    return read_json(path) if path.is_file() else None
 
 
 def environment() -> dict[str, object]:
@@ -114,13 +108,7 @@ def read_identity(folder: Path) -> dict[str, object]:
     path = folder / "run.json"
     if not path.is_file():
         raise RunFolderError(f"{folder} holds no run: there is no {path.name} in it.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{path} is not a run's identity.")
-    return content
+    return read_json(path)
 
 
 def settings_hash(config: RunConfig) -> str:

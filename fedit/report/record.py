@@ -1,6 +1,5 @@
 """A finished run as its folder tells it, read without the libraries that made it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import yaml
 
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
+from fedit.files import read_json
 from fedit.report.numbers import natural_order
 from fedit.report.sections.clients import Holding
 
@@ -86,10 +86,10 @@ def read_run(folder: Path) -> RunRecord:
     arms |= _baselines(folder / "arms")
     return RunRecord(
         folder.resolve().name,
-        _settings(folder / "resolved.yaml"),
-        _json(folder / "run.json"),
-        _json(folder / "environment.json"),
-        _json(folder / "summary.json"),
+        read_settings(folder / "resolved.yaml"),
+        read_json(folder / "run.json"),
+        read_json(folder / "environment.json"),
+        read_json(folder / "summary.json"),
         _holdings(folder),
         arms,
     )
@@ -107,7 +107,7 @@ def _baselines(folder: Path) -> dict[str, ArmRecord]:
 def _holdings(folder: Path) -> dict[str, Holding]:
     """Return who holds what: in categories, or in rows alone where the run did not count categories."""
     if (folder / COUNTS).is_file():
-        counts = {client: mapping(mine) for client, mine in _json(folder / COUNTS).items()}
+        counts = {client: mapping(mine) for client, mine in read_json(folder / COUNTS).items()}
         return {
             client: Holding(
                 int(number(mine.get("rows")) or 0),
@@ -115,7 +115,7 @@ def _holdings(folder: Path) -> dict[str, Holding]:
             )
             for client, mine in counts.items()
         }
-    clients = mapping(_json(folder / "partition.json").get("clients"))
+    clients = mapping(read_json(folder / "partition.json").get("clients"))
     return {client: Holding(len(rows), {}) for client, rows in clients.items() if isinstance(rows, list)}
 
 
@@ -123,11 +123,16 @@ def _grades(folder: Path) -> dict[str, bool] | None:
     path = folder / "answers.json"
     if not path.is_file():
         return None
-    right = _json(path).get("right")
+    right = read_json(path).get("right")
     return {str(row): bool(grade) for row, grade in right.items()} if isinstance(right, dict) else None
 
 
-def _settings(path: Path) -> dict[str, object]:
+def read_settings(path: Path) -> dict[str, object]:
+    """Return the settings in a folder's ``resolved.yaml``.
+
+    Raises:
+        RunFolderError: they cannot be read.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -152,11 +157,6 @@ def numbers(value: object) -> dict[str, float | None]:
     return {name: number(one) for name, one in mapping(value).items()}
 
 
-def _json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{path} should hold an object.")
-    return content
+def bounds(value: object) -> tuple[float | None, float | None]:
+    """Return the ends of an interval of a file, [low, high]; None where there are none."""
+    return (number(value[0]), number(value[1])) if isinstance(value, list) and len(value) == 2 else (None, None)

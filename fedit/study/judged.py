@@ -7,7 +7,7 @@ from typing import Any
 from fedit.files import read_json
 from fedit.report.document import Column, Fact, Row, Section, Table
 from fedit.report.numbers import Estimate
-from fedit.report.record import mapping, number
+from fedit.report.record import bounds, mapping, number
 from fedit.report.sections.results import JudgedPair, Judgement, judge_section
 
 MODES = ("score", "pairwise", "single")
@@ -62,7 +62,7 @@ def _pair(comparison: Mapping[str, object]) -> JudgedPair | None:
     if rate is None:
         return None
     n, win, tie, loss = (int(number(comparison.get(key)) or 0) for key in ("n", "win", "tie", "loss"))
-    estimate = Estimate(rate, *_bounds(comparison.get("win_rate_ci")))
+    estimate = Estimate(rate, *bounds(comparison.get("win_rate_ci")))
     return JudgedPair(str(comparison["a"]), str(comparison["b"]), n, win, tie, loss, estimate)
 
 
@@ -75,7 +75,7 @@ def _sums(comparisons: Sequence[Mapping[str, object]]) -> Table | None:
                 str(one["b"]),
                 number(one.get("sum_a")),
                 number(one.get("sum_b")),
-                Estimate(relative, *_bounds(one.get("ci"))),
+                Estimate(relative, *bounds(one.get("ci"))),
             )
         )
         for one in comparisons
@@ -95,8 +95,4 @@ def _sums(comparisons: Sequence[Mapping[str, object]]) -> Table | None:
 
 def _rating(arm: Mapping[str, object]) -> Estimate | None:
     rating = number(arm.get("mean_rating"))
-    return None if rating is None else Estimate(rating, *_bounds(arm.get("mean_rating_ci")))
-
-
-def _bounds(value: object) -> tuple[float | None, float | None]:
-    return (number(value[0]), number(value[1])) if isinstance(value, list) and len(value) == 2 else (None, None)
+    return None if rating is None else Estimate(rating, *bounds(arm.get("mean_rating_ci")))

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedit.config import RunConfig
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
@@ -27,7 +25,7 @@ from fedit.report.document import (
     Text,
 )
 from fedit.report.numbers import Estimate, estimate_text, number_text
-from fedit.report.record import BASE, mapping, number, numbers
+from fedit.report.record import BASE, bounds, mapping, number, numbers, read_settings
 from fedit.report.run_report import arm_curve, client_losses
 from fedit.report.sections.clients import Holding, clients_section, partition_section
 from fedit.report.sections.curves import curves_section
@@ -75,7 +73,7 @@ def study_report(folder: Path) -> Document:
     if not (folder / "summary.json").is_file():
         raise RunFolderError(f"the study in {folder} is not finished; go on with the command that began it.")
     summary = read_json(folder / "summary.json")
-    identity, settings = read_json(folder / "study.json"), _settings(folder / "resolved.yaml")
+    identity, settings = read_json(folder / "study.json"), read_settings(folder / "resolved.yaml")
     seeds = read_seeds(folder, [int(number(seed) or 0) for seed in summary["seeds"]])
     arms = {name: mapping(summary["arms"][name]) for name in in_order(summary["arms"])}
     sections = [
@@ -140,12 +138,8 @@ def _of(arm: Mapping[str, object], metric: str, form: str) -> str:
 
 
 def _estimate(arm: Mapping[str, object], metric: str) -> Estimate:
-    low, high = _bounds(mapping(arm["ci"]).get(metric))
+    low, high = bounds(mapping(arm["ci"]).get(metric))
     return Estimate(number(arm.get(metric)) or 0.0, low, high)
-
-
-def _bounds(value: object) -> tuple[float | None, float | None]:
-    return (number(value[0]), number(value[1])) if isinstance(value, list) and len(value) == 2 else (None, None)
 
 
 def _comparison(arms: Mapping[str, Mapping[str, object]], seeds: Sequence[Seed]) -> Section:
@@ -205,9 +199,7 @@ def _differences(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
             if key not in arm:
                 continue
             own = {metric: mapping(value) for metric, value in mapping(arm[key]).items()}
-            cells = [
-                Estimate(number(own[m.name]["difference"]) or 0.0, *_bounds(own[m.name]["ci"])) for m in known
-            ]
+            cells = [Estimate(number(own[m.name]["difference"]) or 0.0, *bounds(own[m.name]["ci"])) for m in known]
             rows.append(Row((name, *cells), name.startswith("federated")))
         if rows:
             columns = [Column("arm"), *(Column(m.title, "interval", f"+{m.form}") for m in known)]
@@ -251,7 +243,7 @@ def _categories(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
 def _category_cell(arm: Mapping[str, object], category: str, metric: str) -> Estimate | None:
     own = mapping(mapping(arm.get("per_category")).get(category))
     value = number(own.get(metric))
-    return None if value is None else Estimate(value, *_bounds(mapping(own["ci"]).get(metric)))
+    return None if value is None else Estimate(value, *bounds(mapping(own["ci"]).get(metric)))
 
 
 def _least(row: Sequence[float | None], names: Sequence[str], form: str) -> str:
@@ -372,14 +364,6 @@ def _privacy(folder: Path) -> Section:
         "all rows in one place, and none."
     )
     return Section("Privacy and failures", "privacy", (Facts(facts), note))
-
-
-def _settings(path: Path) -> dict[str, object]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from error
-    return dict(mapping(values))
 
 
 def _count(number: int, what: str) -> str:
