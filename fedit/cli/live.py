@@ -12,6 +12,9 @@ from rich.text import Text
 from fedit.config import RunConfig
 from fedit.events import Event, Listener
 
+MOST_BARS = 12
+"""Bars that stand on the screen; more only while so many are unfinished."""
+
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -138,7 +141,11 @@ class LiveRun:
         if arm in self._rounds:
             self._bars.update(self._rounds[arm], completed=done)
         else:
-            self._rounds[arm] = self._bars.add_task(f"{arm[:26]:26s}", total=total, completed=done, note="")
+            self._rounds[arm] = self._bars.add_task(f"{arm[:34]:26s}", total=total, completed=done, note="")
+            # A study trains dozens of arms: those that are done make room.
+            shown = [task for task in self._bars.tasks if task.visible]
+            for task in [task for task in shown if task.finished][: max(len(shown) - MOST_BARS, 0)]:
+                self._bars.update(task.id, visible=False)
 
     def _set(self, text: str) -> None:
         self._status = Text(text, style="dim")
