@@ -53,7 +53,11 @@ def interrupted(server, arms, out, number):
 
     server.script = slowly
     with subprocess.Popen(
-        command(server, arms, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(server, arms, out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background, children would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         verdicts = out / "verdicts.jsonl"
         deadline = time.monotonic() + 60

@@ -1,6 +1,7 @@
 """The page in a browser: nothing is asked for, nothing sticks out, everything can be read and reached."""
 
 import json
+import time
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -144,14 +145,27 @@ def test_text_has_contrast(browser, page, size, scheme):
     assert found[0][0] >= 4.5, found[:5]
 
 
+def names_of_images(browser):
+    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    return [n["name"]["value"] for n in tree if n.get("role", {}).get("value") == "image"]
+
+
+def eventually(look, enough, seconds=10):
+    """Return what ``look`` finds once it is ``enough``: the browser builds some of it after the page is there."""
+    deadline = time.monotonic() + seconds
+    while not enough(found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
 def test_figures_have_names_and_text_that_can_be_read(browser, page):
     for width in (1280, 768, 736, 390):
         look(browser, page, width)
-        tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-        names = [n["name"]["value"] for n in tree if n.get("role", {}).get("value") == "image"]
-        assert len(names) == browser.execute_script(
+        drawn = browser.execute_script(
             "return [...document.querySelectorAll('figure svg')].filter((e) => e.checkVisibility()).length"
         )
+        names = eventually(lambda: names_of_images(browser), lambda found: len(found) == drawn)
+        assert len(names) == drawn
         assert all(names)
         sizes = browser.execute_script(
             "return [...document.querySelectorAll('svg')].filter((e) => e.checkVisibility())"
@@ -211,10 +225,12 @@ def test_the_page_is_complete_without_its_script(browser, page):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(page.as_uri())
-        whole = browser.execute_cdp_cmd("DOM.getDocument", {"depth": -1})
+        text = eventually(
+            lambda: json.dumps(browser.execute_cdp_cmd("DOM.getDocument", {"depth": -1})),
+            lambda found: found.count('"ARTICLE"') >= 4,
+        )
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    text = json.dumps(whole)
     assert text.count('"ARTICLE"') >= 4
     assert "FIELDSET" not in text
 
