@@ -58,15 +58,19 @@ def seconds_per_token(job: Job) -> float:
 
 def _tokens_per_round(job: Job) -> float:
     """Return the tokens that a round takes on average over cohorts."""
+    if job.training().tokens:
+        return float(job.cohort_size * (job.training().tokens or 0))
+    return job.cohort_size * sum(tokens_of_client(job, client) for client in job.clients) / len(job.clients)
+
+
+def tokens_of_client(job: Job, client: str) -> float:
+    """Return about how many tokens a client takes in a round."""
     training = job.training()
     if training.tokens:
-        return float(job.cohort_size * training.tokens)
-    expected = 0.0
-    for examples in job.clients.values():
-        lengths = [len(row.ids) for row in job.tokens(examples)]
-        rows = training.steps * training.batch_size if training.steps else (training.epochs or 1) * len(lengths)
-        expected += rows * sum(lengths) / len(lengths)
-    return job.cohort_size * expected / len(job.clients)
+        return float(training.tokens)
+    lengths = [len(row.ids) for row in job.tokens(job.clients[client])]
+    rows = training.steps * training.batch_size if training.steps else (training.epochs or 1) * len(lengths)
+    return rows * sum(lengths) / len(lengths)
 
 
 def _fill(rows: Sequence[TokenRow]) -> list[TokenRow]:

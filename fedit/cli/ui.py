@@ -38,7 +38,7 @@ def ui(
         typer.Argument(metavar="RUN…", help="Runs, arms of runs, folders of runs, PEFT folders of LoRA adapters."),
     ],
     questions: Annotated[
-        Path | None, typer.Option("--questions", help="JSONL of questions to draw from (turns or question).")
+        str | None, typer.Option("--questions", help="Question set or file to draw from; first turns are asked.")
     ] = None,
     votes: Annotated[
         Path | None,
@@ -106,21 +106,22 @@ def _service(
     folders: list[Path],
     model: str | None,
     template: str | None,
-    questions: Path | None,
+    questions: str | None,
     votes: Path | None,
     seed: int | None,
 ) -> "Service":
     """Load what the page offers."""
+    from fedit.evaluation.questions import load_questions
     from fedit.resident import Resident
     from fedit.ui.arms import find_arms
     from fedit.ui.comparing import Ballot
-    from fedit.ui.questions import read_questions, shuffled
+    from fedit.ui.questions import first_turns, shuffled
     from fedit.ui.service import Service
     from fedit.ui.speaker import Speaker
     from fedit.ui.votes import FILE
 
     start = secrets.randbits(62) if seed is None else seed
-    asked = shuffled(read_questions(questions), start) if questions else []
+    asked = shuffled(first_turns(load_questions(questions)), start) if questions else []
     found = find_arms(folders, model=model, template=template)
     for note in found.notes:
         notes().print(note, style="yellow")

@@ -27,8 +27,8 @@ class Estimate:
         return all(end is not None and math.isfinite(end) for end in (self.low, self.high))
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> Estimate:
-    """Return a share with its Wilson score interval; z = 1.96 is 95 %.
+def wilson(right: float, total: int, z: float = 1.959964) -> Estimate:
+    """Return a share with its Wilson score interval; z = 1.96 is 95 %. A tie may count as half of a win.
 
     Unlike the normal approximation it stays between 0 and 1, and is no point at 0 or 1.
 

@@ -1,4 +1,4 @@
-"""Answers to look at: chosen by score, the best and the worst, never by hand."""
+"""What the arms answered: measured, and to look at, the best and the worst by score, never by hand."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,32 @@ from fedit.errors import RunFolderError
 from fedit.evaluation.answerfiles import Answered as AnswersOf
 from fedit.evaluation.answerfiles import read_answers
 from fedit.evaluation.rouge import rouge_l
-from fedit.report.document import Section, Text
-from fedit.report.record import BASE, mapping, number
-from fedit.report.sections.results import Answered, Example, examples_section
+from fedit.report.document import Block, Section, Text
+from fedit.report.numbers import Estimate
+from fedit.report.record import BASE, mapping, number, numbers
+from fedit.report.sections.results import (
+    Answered,
+    ComparisonRow,
+    Example,
+    Metric,
+    comparison_section,
+    examples_section,
+)
 from fedit.study.items import Items
 from fedit.study.judged import read_judgements
 from fedit.study.summary import Seed
 
 EACH = 3
 """Examples of the best and of the worst."""
+
+ANSWERS = (
+    Metric("exact_match", "checks passed", ".1%", "highest"),
+    Metric("prompt_strict", "all constraints followed", ".1%", "highest"),
+    Metric("rouge_l", "ROUGE-L to references", ".3f", "highest"),
+    Metric("mean_words", "words an answer", ".1f"),
+    Metric("repetition", "repeated 4-grams", ".1%", "lowest"),
+)
+"""What is measured of answers to a question set."""
 
 
 def held_out_examples(seed: Seed, roles: Sequence[str]) -> Section | None:
@@ -148,3 +165,33 @@ def _rows(path: Path) -> list[dict[str, object]]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     return [dict(mapping(row)) for row in rows]
+
+
+def question_sets_section(sets: Mapping[str, object], arms: Sequence[str]) -> Section | None:
+    """Return what is measured of the answers to each question set without a judge; None without any.
+
+    sets: as in ``summary.json``, set -> arm -> measures; arms: in the order they are listed.
+    """
+    tables: list[Block] = []
+    for title, measured in sets.items():
+        rows = []
+        for arm in (name for name in arms if name in mapping(measured)):
+            overall = mapping(mapping(mapping(measured)[arm])["overall"])
+            values = {**overall, **mapping(overall.get("constraints"))}
+            found = numbers({metric.name: values.get(metric.name) for metric in ANSWERS})
+            metrics = {name: Estimate(value) for name, value in found.items() if value is not None}
+            rows.append(ComparisonRow(arm, metrics, emphasis=arm.startswith("federated")))
+        name = Path(title).name
+        tables.append(
+            comparison_section(
+                rows,
+                [m for m in ANSWERS if any(m.name in row.metrics for row in rows)],
+                caption=f"Answers to {name}",
+            ).blocks[0]
+        )
+    if not tables:
+        return None
+    about = (
+        "Of the first seed's arms; without a judge, so a text that is like the reference, not one that is good."
+    )
+    return Section("Question sets", "question-sets", (Text(about), *tables))

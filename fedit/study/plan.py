@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedit.config import StudyConfig
 from fedit.errors import ConfigError, did_you_mean
-from fedit.estimate import estimate
+from fedit.estimate import estimate, tokens_of_client
 from fedit.files import safe_name
 from fedit.prepare import Job
 
@@ -93,19 +93,12 @@ def _kinds(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [*chosen, *others][:KINDS]
 
 
-def expected_tokens(job: Job, arm: str) -> float:
-    """Return about how many tokens an arm trains on."""
-    whole = float(estimate(job, job.config.num_rounds, 1.0).tokens)
-    kind, _, client = arm.partition(":")
-    if kind != "local":
-        return whole
-    rows = {name: sum(len(row.ids) for row in job.tokens(own)) for name, own in job.clients.items()}
-    training = job.training()
-    if training.tokens:
-        return float(job.config.num_rounds * training.tokens)
-    share = rows[client] / len(job.clients[client])
-    steps = training.steps * training.batch_size if training.steps else len(job.clients[client])
-    return job.config.num_rounds * share * steps * (training.epochs or 1 if not training.steps else 1)
+def expected_tokens(job: Job, arms: Sequence[str]) -> float:
+    """Return about how many tokens ``arms`` train on together."""
+    whole = estimate(job, job.config.num_rounds, 1.0).tokens
+    local = [client for kind, _, client in (arm.partition(":") for arm in arms) if kind == "local"]
+    own = sum(job.config.num_rounds * tokens_of_client(job, client) for client in local)
+    return whole * (len(arms) - len(local)) + own
 
 
 def roles(arms: Sequence[str], study: StudyConfig) -> dict[str, str]:

@@ -32,7 +32,7 @@ from fedit.report.sections.curves import curves_section
 from fedit.report.sections.results import ComparisonRow, Metric, comparison_section
 from fedit.report.sections.rounds import communication_section, rounds_section
 from fedit.report.sections.setup import settings_section
-from fedit.study.examples import held_out_examples, question_examples
+from fedit.study.examples import held_out_examples, question_examples, question_sets_section
 from fedit.study.judged import judged_section
 from fedit.study.plan import Training
 from fedit.study.summary import Seed, in_order, read_seeds
@@ -86,6 +86,7 @@ def study_report(folder: Path) -> Document:
         *_first_seed(folder, seeds[0], arms, settings),
         _rates(seeds[0]),
         held_out_examples(seeds[0], list(arms)),
+        question_sets_section(mapping(summary.get("question_sets")), list(arms)),
         question_examples(folder),
         _privacy(folder),
     ]

@@ -11,7 +11,8 @@ from fedit.compute import ArmWork, Compute
 from fedit.config import RunConfig, StudyConfig
 from fedit.data.examples import Example
 from fedit.errors import ConfigError, RunFolderError
-from fedit.evaluation.answerfiles import Answered, write_answers
+from fedit.evaluation.answerfiles import Answered, read_answers, write_answers
+from fedit.evaluation.measures import evaluate_answers
 from fedit.evaluation.questions import Question, load_questions, questions_sha256
 from fedit.events import EventLog, Listener
 from fedit.federation import read_trained, totals
@@ -92,6 +93,7 @@ def _finish(plan: Plan) -> dict[str, object]:
         "learning_rates": plan.rates,
         "resamples": plan.study.resamples,
         "questions": {name: questions_sha256(own) for name, own in plan.questions.items()},
+        "question_sets": {name: _question_measures(plan, name) for name in plan.questions},
         "arms": summarise(seeds, resamples=plan.study.resamples),
     }
     write_json(plan.folder / "summary.json", summary)
@@ -278,8 +280,10 @@ def _measure(plan: Plan, job: Job, compute: Compute, seed: int, chosen: Mapping[
     for name, own in zip(names, losses, strict=True):
         Items.of(job.held_out, own, texts[name]).write(folder / f"{file_name(name)}.json")
     if seed == plan.seeds[0]:
+        named = {BASE: BASE, **roles(list(chosen), plan.study)}
+        by_role = {named[name]: adapter for name, adapter in adapters.items()}
         for title, questions in plan.questions.items():
-            _ask(plan, job, compute, adapters, title, questions)
+            _ask(plan, job, compute, by_role, title, questions)
 
 
 def _adapters(plan: Plan, job: Job, compute: Compute, chosen: Mapping[str, Training]) -> dict[str, Tensors]:
@@ -332,7 +336,7 @@ def _ask(
         for name in adapters:
             for index in asked:
                 given[name][index].append(next(found))
-    folder = plan.folder / "answers" if len(plan.questions) == 1 else plan.folder / "answers" / Path(title).stem
+    folder = _answers_folder(plan, title)
     for name, answers in given.items():
         answered = [
             Answered(q.question_id, q.category, q.turns, tuple(own), q.reference)
@@ -341,11 +345,23 @@ def _ask(
         write_answers(folder / f"{file_name(name)}.jsonl", name, answered)
 
 
+def _answers_folder(plan: Plan, title: str) -> Path:
+    folder = plan.folder / "answers"
+    return folder if len(plan.questions) == 1 else folder / Path(title).stem
+
+
+def _question_measures(plan: Plan, title: str) -> dict[str, object]:
+    """Return arm -> what can be said of its answers to a question set without a judge."""
+    found = dict(read_answers(path) for path in _answers_folder(plan, title).glob("*.jsonl"))
+    measured = {arm: evaluate_answers(plan.questions[title], answered) for arm, answered in found.items()}
+    return {arm: {"overall": own["overall"], "per_category": own["per_category"]} for arm, own in measured.items()}
+
+
 def _tell_estimate(plan: Plan, job: Job, compute: Compute, names: Sequence[str]) -> None:
     """Say about how long the study takes from here on, as if nothing of it were done."""
     left = [seed for seed in plan.seeds if not _is_done(plan, seed)]
     times = len(left) + (len(plan.rates) - 1) * (plan.seeds[0] in left)
-    tokens = sum(expected_tokens(job, name) for name in names) * times
+    tokens = expected_tokens(job, names) * times
     rate = compute.workers / compute.seconds_per_token()
     plan.tell(
         "study_estimate",

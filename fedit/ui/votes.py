@@ -1,7 +1,6 @@
 """Votes of people between two answers: how they are kept, and how often each arm won."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Literal, get_args
 
 from fedit.errors import DataError, RunFolderError
 from fedit.files import reason
+from fedit.report.numbers import wilson
 
 FILE = "votes.jsonl"
 SCHEMA = 1
@@ -18,9 +18,6 @@ SCHEMA = 1
 
 Winner = Literal["first", "second", "tie", "both_bad"]
 WINNERS: tuple[str, ...] = get_args(Winner)
-
-_Z = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,10 @@ class Pair:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval of the win rate; with ties it is wider than it need be."""
-        return wilson(self.win_rate, self.count)
+        estimate = wilson(self.win_rate * self.count, self.count)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        return estimate.low, estimate.high
 
     def turned(self) -> "Pair":
         """Return the same counted for the other."""
@@ -177,14 +177,6 @@ def tally(votes: Iterable[Vote]) -> Tally:
     ordered = [pairs[key] for key in sorted(pairs)]
     result.pairs = [pair.turned() if pair.losses > pair.wins else pair for pair in ordered]
     return result
-
-
-def wilson(rate: float, count: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share ``rate`` among ``count`` (E. B. Wilson, 1927)."""
-    spread = _Z * math.sqrt(rate * (1 - rate) / count + (_Z / (2 * count)) ** 2)
-    middle = rate + _Z**2 / (2 * count)
-    whole = 1 + _Z**2 / count
-    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)
 
 
 def _count(verdicts: Sequence[Vote]) -> int:

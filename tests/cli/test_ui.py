@@ -138,7 +138,7 @@ def test_the_command_prints_an_address_answers_there_and_ends_with_ctrl_c(tiny_r
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--questions", "nowhere.jsonl"], "cannot read the questions"),
+        (["--questions", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["--votes", "."], "is a folder; expected a file"),
         (["--template", "alpacca"], "did you mean 'alpaca'"),

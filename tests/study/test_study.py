@@ -30,6 +30,11 @@ def finished(tmp_path_factory, tiny):
     lines = [
         {"question_id": "q1", "category": "chat", "turns": ["Say hello.", "And again."]},
         {"question_id": "q2", "turns": ["Count."], "reference": ["one two"]},
+        {
+            "question_id": "q3",
+            "turns": ["Say nothing but x."],
+            "constraints": [{"id": "punctuation:no_comma", "kwargs": {}}],
+        },
     ]
     (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
@@ -141,15 +146,33 @@ def test_all_arms_answer_the_questions(finished):
     assert len(files) == 9
     for path in files:
         _, answered = read_answers(path)
-        assert [len(one.answers) for one in answered] == [2, 1]
+        assert [len(one.answers) for one in answered] == [2, 1, 1]
         assert answered[1].reference == ("one two",)
+
+
+def test_answers_to_questions_are_measured(finished):
+    _, folder, summary, _ = finished
+    from fedit.evaluation.answerfiles import read_answers
+    from fedit.evaluation.measures import evaluate_answers
+    from fedit.evaluation.questions import load_questions
+
+    ((name, measured),) = summary["question_sets"].items()
+    assert set(measured) == set(summary["arms"])
+    questions = load_questions(name)
+    for path in (folder / "answers").glob("*.jsonl"):
+        arm, answered = read_answers(path)
+        own = evaluate_answers(questions, answered)
+        assert measured[arm]["overall"] == json.loads(json.dumps(own["overall"]))
+        assert measured[arm]["overall"]["constraints"]["prompts"] == 1
+        assert measured[arm]["overall"]["rouge_l"] is not None
 
 
 def test_the_report_holds_all_of_it(finished):
     _, folder, summary, _ = finished
     page = (folder / "report.html").read_text(encoding="utf-8")
     titles = ("Summary", "What was run", "Comparison", "Differences", "By category", "Answers side by side",
-              "Answers to questions", "Who holds what", "Learning curves", "What each client gets", "Rounds",
+              "Question sets", "Answers to questions", "Who holds what",
+              "Learning curves", "What each client gets", "Rounds",
               "Communication and time", "Learning rates", "Privacy and failures")  # fmt: skip
     places = [page.index(f">{title}<") for title in titles]
     assert places

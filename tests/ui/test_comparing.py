@@ -8,9 +8,10 @@ import pytest
 
 from fedit.data.examples import Message
 from fedit.errors import ConfigError
+from fedit.evaluation.questions import load_questions
 from fedit.resident import Sampling
 from fedit.ui.comparing import Ballot
-from fedit.ui.questions import Question, read_questions, shuffled
+from fedit.ui.questions import Question, first_turns, shuffled
 from fedit.ui.speaker import Spoken
 from fedit.ui.votes import tally
 
@@ -138,41 +139,16 @@ def test_the_prompt_s_hash_is_of_its_tokens(service):
 # --- questions ---
 
 
-def test_questions_of_several_formats_are_read(tmp_path):
+def test_the_first_turns_of_a_set_are_asked(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text(
-        '{"question_id": 81, "category": "writing", "turns": ["First?", "Then?"]}\n\n'
+        '{"question_id": 81, "category": "writing", "turns": ["First?", "Then?"]}\n'
         '{"question": " Why? "}\n'
         '{"instruction": "Sum up.", "input": "A text.", "question_id": "x"}\n'
-        '{"instruction": "Alone.", "input": ""}\n',
-        encoding="utf-8-sig",
     )
-    assert read_questions(path) == [
-        Question("81", "First?", "writing"), Question("3", "Why?"), Question("x", "Sum up.\n\nA text."),
-        Question("5", "Alone."),
+    assert first_turns(load_questions(str(path))) == [
+        Question("81", "First?", "writing"), Question("2", "Why?"), Question("x", "Sum up.\n\nA text."),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "holds no questions"),
-        ("{", "questions.jsonl:1: not JSON"),
-        ("[]", "expected an object"),
-        ('{"answer": "x", "turns": []}', "no question found among answer, turns; expected turns"),
-        ('{"question": " "}', "no question found among question"),
-        (
-            '{"question": "a", "question_id": 1}\n{"question": "b", "question_id": "1"}',
-            "question_id 1 comes twice",
-        ),
-    ],
-)
-def test_questions_that_cannot_be_asked_are_named(tmp_path, text, message):
-    path = tmp_path / "questions.jsonl"
-    path.write_text(text)
-    with pytest.raises(Exception, match=r"questions\.jsonl") as error:
-        read_questions(path)
-    assert message in str(error.value)
 
 
 def test_a_seed_decides_the_order_of_questions():
@@ -180,13 +156,3 @@ def test_a_seed_decides_the_order_of_questions():
     one, other = shuffled(questions, 1), shuffled(questions, 2)
     assert one == shuffled(questions, 1) != other
     assert sorted(one, key=lambda q: int(q.id)) == questions
-
-
-def test_the_vicuna_questions_are_read():
-    import os
-    from pathlib import Path
-
-    folder = os.environ.get("FEDIT_DATA")
-    if not folder:
-        pytest.skip("FEDIT_DATA names no folder of data sets")
-    assert len(read_questions(Path(folder) / "vicuna80" / "question.jsonl")) == 80

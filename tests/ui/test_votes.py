@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedit.errors import DataError, RunFolderError
-from fedit.ui.votes import Vote, append, read_votes, tally, wilson
+from fedit.ui.votes import Pair, Vote, append, read_votes, tally
 
 
 def line(first, second, winner, **fields):
@@ -123,6 +123,8 @@ def test_nothing_is_no_pairs():
 
 def test_the_interval_is_wilson_s():
     # 8 of 10, 95 %: Brown, Cai and DasGupta (2001) and every implementation
-    assert wilson(0.8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson(0.0, 5)[0] == 0.0
-    assert wilson(1.0, 5)[1] == 1.0
+    assert Pair("a", "b", wins=8, losses=2).interval == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    # Six wins and four ties are eight wins of ten.
+    assert Pair("a", "b", wins=6, ties=3, both_bad=1).interval == Pair("a", "b", wins=8, losses=2).interval
+    assert Pair("a", "b", losses=5).interval[0] == 0.0
+    assert Pair("a", "b", wins=5).interval[1] == 1.0

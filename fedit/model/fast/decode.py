@@ -93,7 +93,7 @@ class _Batch:
         self._given = prompts
         self.prompts = sorted(range(len(prompts)), key=lambda i: (prompts[i].adapter, i))
         self.ended: set[int] = set()
-        self._staged_for: list[int] = []
+        self._counts: list[int] = []
         self._staged: Staged = []
         heads = [spec.heads for spec in model.architecture.layers]
         room = max(len(prompt.ids) for prompt in prompts) + GROWTH
@@ -110,6 +110,7 @@ class _Batch:
             room -= length
         found = [self._read_some(range(*bounds)) for bounds in pairwise([*starts, len(lengths)])]
         self._past.begin(lengths)
+        self._arrange()
         return torch.cat(found)
 
     def _read_some(self, places: range) -> Tensor:
@@ -126,28 +127,32 @@ class _Batch:
                     shape = (len(rows), heads.keys, -1, heads.dim)
                     self._past.fill(layer, rows + places.start, group.k.view(shape), group.v.view(shape))
 
-        return Pass(self._model, layout, self._factors(prompts), None, keep=False).hidden(keep)
+        return Pass(self._model, layout, self._stage(prompts), None, keep=False).hidden(keep)
 
     def keep(self, places: Sequence[int]) -> Tensor:
         """Let all rows but those at ``places`` leave; return these as a tensor."""
         chosen = torch.tensor(places, device=self._model.device)
         self.prompts = [self.prompts[place] for place in places]
         self._past.keep(chosen)
+        self._arrange()
         return chosen
 
     def step(self, tokens: Tensor) -> Tensor:
         """Go on by one token (rows,) a row; return the head's input (rows, width) after them."""
-        prompts = [self._given[prompt] for prompt in self.prompts]
-        positions = self._past.advance()
-        layout = _step_layout(tokens, positions, [len(own) for own in _of_adapters(prompts)])
-        return Pass(self._model, layout, self._factors(prompts), None, keep=False, past=self._past).hidden()
+        layout = _step_layout(tokens, self._past.advance(), self._counts)
+        return Pass(self._model, layout, self._staged, None, keep=False, past=self._past).hidden()
 
-    def _factors(self, prompts: Sequence[Prompt]) -> Staged:
+    def _arrange(self) -> None:
+        """Get ready what the steps share until rows leave: the rows of each adapter, and the adapters' factors."""
+        prompts = [self._given[prompt] for prompt in self.prompts]
+        counts = [len(own) for own in _of_adapters(prompts)]
+        if not self._staged or len(counts) != len(self._counts):
+            self._staged = self._stage(prompts)
+        self._counts = counts
+
+    def _stage(self, prompts: Sequence[Prompt]) -> Staged:
         used = sorted({prompt.adapter for prompt in prompts})
-        if used != self._staged_for:
-            self._staged_for = used
-            self._staged = self._model.stage([self._adapters[i] for i in used], [self._scales[i] for i in used])
-        return self._staged
+        return self._model.stage([self._adapters[i] for i in used], [self._scales[i] for i in used])
 
 
 def _of_adapters(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
