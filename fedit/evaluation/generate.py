@@ -19,20 +19,6 @@ FEW_PROMPTS = 16
 """Batches are not made smaller than this to give every core one."""
 
 
-def answer(
-    model: AdaptedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    stop: Iterable[int],
-    max_new_tokens: int,
-) -> list[str]:
-    """Return the greedy answer of the loaded adapter to every prompt (token ids), without special tokens."""
-    asked = [Prompt(ids) for ids in prompts]
-    texts = answers(model, tokenizer, asked, [model.read()], stop=stop, max_new_tokens=max_new_tokens)
-    return [texts[index] for index in range(len(prompts))]
-
-
 def answers(
     model: AdaptedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -64,16 +64,6 @@ class RowLosses:
         )
 
 
-def held_out_loss(
-    model: AdaptedModel, rows: Sequence[TokenRow], categories: Sequence[str | None] | None = None
-) -> LossReport:
-    """Measure the loaded adapter on ``rows``; those without a supervised token do not count.
-
-    categories: one per row; None: no per-category losses.
-    """
-    return row_losses(model, [model.read()], [rows])[0].report(categories)
-
-
 def row_losses(
     model: AdaptedModel,
     adapters: Sequence[Mapping[str, Tensor]],

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from measuring import answer
 from rich.console import Console
 
 from fedit.chatting import Chat, Sampling, find_tuned
@@ -11,7 +12,6 @@ from fedit.data.examples import Message
 from fedit.data.templates import get_template
 from fedit.data.tokens import encode_prompt, stop_ids
 from fedit.errors import ConfigError, DataError, ModelError
-from fedit.evaluation.generate import answer
 from fedit.model.adapted import AdaptedModel
 from fedit.model.export import read_adapter
 from fedit.model.loading import load_base

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from measuring import answer
 from oracle import load
 from tiny import random_adapter, save_model
 
 from fedit.evaluation import generate as module
-from fedit.evaluation.generate import answer, answers
+from fedit.evaluation.generate import answers
 from fedit.model.adapted import AdaptedModel
 from fedit.model.fast.decode import Prompt
 from fedit.model.loading import load_base

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from measuring import held_out_loss
 from oracle import load, row_loss
 from tiny import make_rows, random_adapter
 
 from fedit.data.tokens import TokenRow
-from fedit.evaluation.loss import LossReport, held_out_loss, row_losses
+from fedit.evaluation.loss import LossReport, row_losses
 from fedit.model import adapted
 
 ROWS = make_rows([19, 7, 30, 12, 25])
