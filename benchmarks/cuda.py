@@ -152,8 +152,7 @@ def stacked(setting: Setting) -> dict[str, float]:
 
     def alone() -> None:
         for job, adapter in zip(jobs, adapters, strict=True):
-            model.load(adapter)
-            Trainer(model).train(job)
+            Trainer(model).train(job, adapter)
 
     rates = {}
     for name, call in (("stacked", together), ("alone", alone)):

@@ -70,7 +70,7 @@ def train(model: AdaptedModel, rows: list[TokenRow], training: LocalTraining) ->
         optimizer_state={},
         correct=lambda params, grads: None,
     )
-    progress, _ = Trainer(model).train(job)
+    progress, _, _ = Trainer(model).train(job, model.read())
     return progress.tokens
 
 

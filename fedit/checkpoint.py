@@ -12,7 +12,7 @@ from fedit.types import ServerState
 
 log = logging.getLogger(__name__)
 
-_PARTS = ("adapter", "memory")
+_PARTS = ("adapter", "ledger", "memory")
 
 
 def save(folder: Path, server: ServerState) -> None:
@@ -22,10 +22,10 @@ def save(folder: Path, server: ServerState) -> None:
         RunFolderError: the disk is full or the folder cannot be written.
     """
     parts = {part: getattr(server, part) for part in _PARTS}
-    content = tensorfiles.encode(parts, {"round": str(server.round)})
+    content = tensorfiles.encode(parts, {"round": str(server.round), "scale": repr(server.scale)})
     with new_folder(_path(folder, server.round)) as temporary:
         (temporary / "state.safetensors").write_bytes(content)
-        (temporary / "state.json").write_text(json.dumps({"round": server.round, "version": 2}) + "\n")
+        (temporary / "state.json").write_text(json.dumps({"round": server.round, "version": 3}) + "\n")
 
 
 def load(folder: Path, round: int) -> ServerState:
@@ -43,7 +43,7 @@ def load(folder: Path, round: int) -> ServerState:
         raise RunFolderError(f"the server state {path} cannot be read: {error}") from error
     if stored != round or not same:
         raise RunFolderError(f"the server state {path} says it is of round {stored}")
-    return ServerState(round, parts["adapter"], parts["memory"])
+    return ServerState(round, **parts, scale=float(metadata.get("scale", 1.0)))
 
 
 def newest(folder: Path) -> ServerState | None:

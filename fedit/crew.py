@@ -96,6 +96,11 @@ class Crew:
         """
         most_rows = min(most_rows, -(-len(rows) // self._size))
         parameters = self._model.parameters
+        if not self._model.loaded_is_plain:
+            raise ConfigError(
+                "devices_per_client above 1 serves adapters of the run's own rank without a ledger; "
+                "set devices_per_client to 1 or take another strategy."
+            )
         trained = [name in parameters.trained for name in parameters]
         try:
             _send(_pack(rows, most_rows, noise_seed, trained), parameters.values_flat.buffer, self._model.device)

@@ -42,14 +42,16 @@ class Drift:
         self.norms[update.client_id] = norm
         self._weight += update.weight
         self._weighted_squares += update.weight * norm**2
-        if norm > _SMALLEST_NORM:
+        # Directions of adapters of other ranks have no common space.
+        comparable = all(tensor.shape == self._directions[name].shape for name, tensor in update.delta.items())
+        if norm > _SMALLEST_NORM and comparable:
             self._pointing += 1
             tensors.add_to(self._directions, update.delta, 1 / norm)
 
     def report(self, mean: Mapping[str, Tensor]) -> dict[str, float]:
         """Return update norms, the mean pairwise cosine of updates, and gradient diversity.
 
-        mean: of the deltas observed, by their weights.
+        mean: of the deltas observed, by their weights; empty where they have no mean.
         Diversity is sum p_k |d_k|^2 / |mean d|^2: 1 when all clients agree, larger as they cancel.
         """
         if not self.norms:

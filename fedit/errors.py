@@ -9,6 +9,7 @@
     │   └── RunFolderError   a run folder that cannot be written, read or resumed
     ├── RoundError           a round that cannot go on
     │   ├── NoUpdates        too few clients delivered
+    │   ├── SealedUpdates    one client's update was asked for where only the sum may be seen
     │   └── UpdatesConsumed  a cohort's updates were read twice
     └── JudgeError           a judge that does not answer
 
@@ -57,6 +58,10 @@ class RoundError(FeditError):
 
 class NoUpdates(RoundError):
     """Fewer clients delivered than ``min_clients`` asks for."""
+
+
+class SealedUpdates(RoundError):
+    """Single updates are hidden (secure aggregation, central differential privacy) and one was asked for."""
 
 
 class UpdatesConsumed(RoundError):

@@ -3,13 +3,23 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from fedit import seeds, tensors
+from fedit import lora, seeds, tensors
 from fedit.diagnostics import AggregationBias, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.strategies.base import Strategy
-from fedit.types import ClientFailure, ClientInfo, ClientTask, ClientUpdate, LocalTraining, ServerState
+from fedit.types import (
+    Broadcast,
+    ClientFailure,
+    ClientInfo,
+    ClientTask,
+    ClientUpdate,
+    LocalTraining,
+    ServerState,
+    Tensors,
+)
 from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
@@ -116,7 +126,7 @@ def _one_round(
         )
         for client_id in chosen
     ]
-    bytes_down = sum(tensors.num_bytes(t.broadcast.adapter) + tensors.num_bytes(t.broadcast.extra) for t in tasks)
+    bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)
     bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
 
@@ -125,14 +135,20 @@ def _one_round(
         drift.observe(update, norm)
         bias.observe(update)
 
-    updates = Updates(engine.run(tasks), server.adapter, observe)
+    updates = Updates(
+        engine.run(tasks),
+        server.adapter,
+        observe,
+        starts=_starts(strategy, server, tasks),
+        uploads=partial(strategy.uploads, round=number),
+    )
     try:
         after = strategy.aggregate(server, updates)
     except NoUpdates:
         after = server
     aggregated = len(tally.clients) >= min_clients
     state = after if aggregated else server
-    mean = updates.deltas.value()
+    mean = updates.deltas.value() if updates.alike else {}
     record = RoundRecord(
         round=number,
         cohort=chosen,
@@ -147,3 +163,19 @@ def _one_round(
         diagnostics={**drift.report(mean), **bias.report(mean)},
     )
     return replace(state, round=number), record
+
+
+def broadcast_bytes(broadcast: Broadcast) -> int:
+    """Return the bytes of the tensors of a broadcast."""
+    return sum(map(tensors.num_bytes, (broadcast.adapter, broadcast.ledger, broadcast.extra)))
+
+
+def _starts(strategy: Strategy, server: ServerState, tasks: Sequence[ClientTask]) -> dict[str, Tensors]:
+    """Return by client id what those start from that do not start from the server's adapter as it is."""
+    own: dict[str, Tensors] = {}
+    for task in tasks:
+        sent = task.broadcast.adapter
+        if sent is not server.adapter:
+            missing = {name: tensor for name, tensor in server.adapter.items() if name not in sent}
+            own[task.client_id] = {**lora.cut_to(missing, sent), **sent}
+    return own

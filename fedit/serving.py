@@ -10,12 +10,12 @@ from fedit.comparison import train_arm
 from fedit.compute import ArmWork, Here, Part, losses_as_tensors
 from fedit.config import RunConfig
 from fedit.engines.frames import Header, write_frame
-from fedit.engines.messages import error_header, join, read_task, result_frame
+from fedit.engines.messages import BROADCAST_PARTS, error_header, join, read_task, result_frame
 from fedit.model.fast.decode import Prompt
 from fedit.prepare import prepare
 from fedit.tensors import can_flatten, flatten
 from fedit.training import Progress
-from fedit.types import Broadcast, Tensors
+from fedit.types import Tensors
 from fedit.worker import Worker
 
 Answer = tuple[Header, Tensors]
@@ -81,7 +81,7 @@ class Service:
             self._tell({"task": index, "step": progress.steps, "tokens": progress.tokens, "loss": progress.loss})
 
         tasks = [
-            read_task(fields, Broadcast(sets[f"{index}/adapter"], sets.get(f"{index}/extra", {})))
+            read_task(fields, {part: sets.get(f"{index}/{part}", {}) for part in BROADCAST_PARTS})
             for index, fields in enumerate(cast(list[Header], header["tasks"]))
         ]
         frames = [result_frame(result) for result in self._federated.train_together(tasks, on_step)]

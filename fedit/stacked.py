@@ -21,7 +21,7 @@ from fedit.model.adapted import FAST_TOKENS, AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
 from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed
-from fedit.types import Tensors
+from fedit.types import Tensors, with_ledger
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +58,31 @@ class StackedTrainer:
         jobs: Sequence[LocalJob],
         adapters: Sequence[Mapping[str, Tensor]],
         on_step: Callable[[int, Progress], None] = lambda index, progress: None,
+        ledgers: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> list[Trained | TrainingFailed]:
         """Train every job from its adapter; one that fails does not touch the others.
 
+        ledgers: of every job, see `AdaptedModel.load`.
         on_step: hears the index of a job and its progress after each of its steps.
         """
+        ledgers = ledgers or [{}] * len(jobs)
         try:
-            return self._together(jobs, adapters, on_step)
+            return self._together(jobs, adapters, ledgers, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         release_memory(self.model.device)
         log.warning("out of memory with %d clients in a pass; training them one after the other", len(jobs))
-        return [self._alone(i, job, adapters[i], on_step) for i, job in enumerate(jobs)]
+        return [self._alone(i, job, adapters[i], ledgers[i], on_step) for i, job in enumerate(jobs)]
 
     def _together(
         self,
         jobs: Sequence[LocalJob],
         adapters: Sequence[Mapping[str, Tensor]],
+        ledgers: Sequence[Mapping[str, Tensor]],
         on_step: Callable[[int, Progress], None],
     ) -> list[Trained | TrainingFailed]:
+        frozen = [self.model.on_device(ledger) for ledger in ledgers]
         parameters = [self.model.parameters_of(adapter) for adapter in adapters]
         runs = [Optimisation(job, own) for job, own in zip(jobs, parameters, strict=True)]
         failed: dict[int, TrainingFailed] = {}
@@ -86,7 +91,7 @@ class StackedTrainer:
             for index in active:
                 with _failure_of(index, failed):
                     chosen[index] = runs[index].next_rows()
-            losses = self._gradients(runs, parameters, chosen)
+            losses = self._gradients(runs, parameters, frozen, chosen)
             for index, rows in chosen.items():
                 with _failure_of(index, failed):
                     runs[index].step(rows, losses[index])
@@ -100,6 +105,7 @@ class StackedTrainer:
         self,
         runs: Sequence[Optimisation],
         parameters: Sequence[Parameters],
+        ledgers: Sequence[Tensors],
         chosen: Mapping[int, Sequence[TokenRow]],
     ) -> dict[int, float]:
         """Fill ``grad`` of every chosen client with the gradient of its own mean loss; return its summed loss."""
@@ -108,9 +114,9 @@ class StackedTrainer:
         for members in self._passes(runs, chosen):
             rows = [[chosen[index][i] for i in own] for index, _, own in members]
             noise = [seeds.derive(runs[index].noise_seed, number) for index, number, _ in members]
-            scores = self.model.stacked_log_probabilities(
-                rows, [parameters[index] for index, _, _ in members], noise
-            )
+            running = [with_ledger(_factors(runs[i].job, parameters[i]), ledgers[i]) for i, _, _ in members]
+            scales = [runs[index].job.scale for index, _, _ in members]
+            scores = self.model.stacked_log_probabilities(rows, running, noise, scales)
             # Each client's loss is divided by its own targets: the sum's gradient is each one's own.
             shares = [part.sum() / supervised[index] for (index, _, _), part in zip(members, scores, strict=True)]
             (-torch.stack(shares).sum()).backward()
@@ -141,14 +147,21 @@ class StackedTrainer:
         return passes
 
     def _alone(
-        self, index: int, job: LocalJob, adapter: Mapping[str, Tensor], on_step: Callable[[int, Progress], None]
+        self,
+        index: int,
+        job: LocalJob,
+        adapter: Mapping[str, Tensor],
+        ledger: Mapping[str, Tensor],
+        on_step: Callable[[int, Progress], None],
     ) -> Trained | TrainingFailed:
-        self.model.load(adapter)
         try:
-            progress, state = Trainer(self.model).train(job, lambda progress: on_step(index, progress))
+            return Trainer(self.model).train(job, adapter, lambda progress: on_step(index, progress), ledger)
         except TrainingFailed as error:
             return error
-        return progress, state, self.model.read()
+
+
+def _factors(job: LocalJob, parameters: Parameters) -> Mapping[str, Tensor]:
+    return parameters if job.factors is None else job.factors(parameters)
 
 
 @contextmanager

@@ -24,6 +24,10 @@ from fedit.types import LocalTraining, Tensors
 log = logging.getLogger(__name__)
 
 
+Factors = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""What is trained -> the factors "m.A" and "m.B" that it stands for, differentiable."""
+
+
 class TrainingFailed(FeditError):
     """A client's training cannot go on: its loss is not finite, or one example does not fit into memory."""
 
@@ -71,6 +75,8 @@ class LocalJob:
     trainable:       names of the factors that are trained.
     optimizer_state: as an earlier round returned it; empty: a fresh optimizer.
     correct:         (parameters, gradients) -> None, changes gradients before they are clipped.
+    factors:         parameters -> the factors that the model runs, differentiable; None: they are the same.
+    scale:           that the model multiplies B A by; None: its own at that rank.
     """
 
     rows: Sequence[TokenRow]
@@ -82,6 +88,8 @@ class LocalJob:
     trainable: Sequence[str]
     optimizer_state: Tensors
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
+    factors: Factors | None = None
+    scale: float | None = None
 
 
 class Optimisation:
@@ -92,7 +100,7 @@ class Optimisation:
         self.job = job
         self.progress = Progress()
         parameters.train(job.trainable)
-        self._all = parameters
+        self.parameters_all = parameters
         self.parameters = {name: parameters[name] for name in job.trainable}
         self._optimizer = LocalOptimizer(parameters, sorted(job.trainable), training, job.optimizer_state)
         per_epoch = math.ceil(len(job.rows) / training.batch_size)
@@ -129,7 +137,7 @@ class Optimisation:
 
     def forget_gradients(self) -> None:
         """Set all gradients to zero."""
-        self._all.zero_gradients()
+        self.parameters_all.zero_gradients()
 
     def step(self, rows: Sequence[TokenRow], nll: float) -> None:
         """Take one optimizer step with the gradients that have been added up; nll: summed loss of ``rows``.
@@ -163,18 +171,28 @@ class Trainer:
         self._most_rows: int | None = None
 
     def train(
-        self, job: LocalJob, on_step: Callable[[Progress], None] = lambda progress: None
-    ) -> tuple[Progress, Tensors]:
-        """Train until the round's steps, epochs or tokens are spent.
+        self,
+        job: LocalJob,
+        adapter: Mapping[str, Tensor],
+        on_step: Callable[[Progress], None] = lambda progress: None,
+        ledger: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Progress, Tensors, Tensors]:
+        """Train ``adapter`` until the round's steps, epochs or tokens are spent.
 
-        Returns what was done and the optimizer's state (empty unless it is kept).
+        Returns what was done, the optimizer's state (empty unless it is kept) and the trained adapter.
 
         Raises:
             TrainingFailed: the loss or a gradient is not finite, or memory does not suffice for one example.
         """
         # Found anew by every client: how a batch is cut must not depend on who trained before.
         self._most_rows = None
-        own = Optimisation(job, self.model.parameters)
+        if job.factors is None:
+            self.model.load(adapter, ledger, scale=job.scale)
+            parameters = self.model.parameters
+        else:
+            parameters = self.model.parameters_of(adapter)
+            self.model.load(_values(job.factors(parameters)), ledger, scale=job.scale)
+        own = Optimisation(job, parameters)
         self.model.train_mode(True)
         try:
             while own.goes_on:
@@ -184,7 +202,7 @@ class Trainer:
         finally:
             self.model.train_mode(False)
             self.model.parameters.forget()
-        return own.progress, own.state()
+        return own.progress, own.state(), parameters.read()
 
     def _gradients(self, own: Optimisation, rows: Sequence[TokenRow]) -> float:
         """Fill ``grad`` with the gradient of the mean loss over the step's supervised tokens; return the sum."""
@@ -193,9 +211,9 @@ class Trainer:
             most = min(x for x in (given, self._most_rows, len(rows)) if x is not None)
             own.forget_gradients()
             try:
-                if self._crew is not None:
-                    return float(self._crew.gradients(rows, most, own.noise_seed))
-                return float(accumulate(self.model, rows, most, own.noise_seed))
+                if own.job.factors is None:
+                    return self._accumulate(rows, most, own.noise_seed)
+                return self._through_factors(own, own.job.factors, rows, most)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -210,6 +228,27 @@ class Trainer:
                 most,
                 self._most_rows,
             )
+
+    def _accumulate(self, rows: Sequence[TokenRow], most: int, noise_seed: int) -> float:
+        """Add the gradient of the factors that the model runs to their ``grad``; return the summed loss."""
+        if self._crew is not None:
+            return float(self._crew.gradients(rows, most, noise_seed))
+        return float(accumulate(self.model, rows, most, noise_seed))
+
+    def _through_factors(self, own: Optimisation, factors: Factors, rows: Sequence[TokenRow], most: int) -> float:
+        """Fill the gradient of what is trained from that of the factors it stands for."""
+        made = factors(own.parameters_all)
+        running = self.model.parameters
+        running.load(_values(made))
+        moving = [name for name, tensor in made.items() if tensor.requires_grad]
+        running.train(moving)
+        loss = self._accumulate(rows, most, own.noise_seed)
+        torch.autograd.backward([made[name] for name in moving], [running[name].grad for name in moving])
+        return loss
+
+
+def _values(factors: Mapping[str, Tensor]) -> Tensors:
+    return {name: tensor.detach() for name, tensor in factors.items()}
 
 
 def _clip(grads: Sequence[Tensor], norm: float, step: int) -> None:

@@ -8,6 +8,16 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 """Canonical name -> CPU tensor. The LoRA factors of module m are "m.A" (rank, in) and "m.B" (out, rank)."""
 
+LEDGER = "ledger/"
+"""Prefix of the names of a ledger's factors where they travel in one set with an adapter."""
+
+
+def with_ledger(adapter: Mapping[str, Tensor], ledger: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return one set that a model can run: the adapter, and the ledger's factors under "ledger/m.A"."""
+    if not ledger:
+        return adapter
+    return {**adapter, **{f"{LEDGER}{name}": tensor for name, tensor in ledger.items()}}
+
 
 @dataclass(frozen=True, slots=True)
 class LocalTraining:
@@ -43,18 +53,33 @@ class LocalTraining:
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What the server knows about a client before it trains."""
+    """What the server knows about a client before it trains.
+
+    rank:  of its adapter; None: the server's.
+    scale: that the client multiplies B A by, alpha / rank or as the job says; None: the server's.
+    """
 
     client_id: str
     num_examples: int
+    rank: int | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What the server sends to one client. ``extra`` belongs to the strategy."""
+    """What the server sends to one client.
+
+    adapter: tensors that are missing come from what the client kept, or from the run's initial adapter.
+    ledger:  frozen correction of the base, "m.A" (rank, in) and "m.B" (out, rank), whose product is added to
+             the weight as it is; any rank.
+    extra:   belongs to the strategy.
+    scale:   that the client multiplies the adapter's B A by; None: as its model does at that rank.
+    """
 
     adapter: Tensors
+    ledger: Tensors = field(default_factory=dict)
     extra: Tensors = field(default_factory=dict)
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +95,12 @@ class ClientTask:
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
-    """What a client sends back. ``delta`` is trained minus received; ``weight`` its share before normalising."""
+    """What a client sends back.
+
+    delta:  trained minus received, of the tensors that it trained and shares.
+    weight: its share before normalising.
+    scale:  that it multiplied B A by.
+    """
 
     client_id: str
     round: int
@@ -79,6 +109,7 @@ class ClientUpdate:
     delta: Tensors
     extra: Tensors = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    scale: float = 1.0
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> "ClientUpdate":
         """Apply ``change`` to every tensor that leaves the client, ``delta`` and ``extra`` alike."""
@@ -100,11 +131,18 @@ class ClientFailure:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """All the server carries from round to round. ``memory`` belongs to the strategy."""
+    """All the server carries from round to round.
+
+    ledger: correction of the base that no adapter can hold, see `Broadcast`.
+    memory: belongs to the strategy.
+    scale:  that the adapter's B A is multiplied by: the weight is W + scale B A + ledger B A.
+    """
 
     round: int
     adapter: Tensors
+    ledger: Tensors = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +163,13 @@ class ClientState:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What training hands to the client's half of a strategy before anything is sent."""
+    """What training hands to the client's half of a strategy before anything is sent.
+
+    delta:          trained minus received, of every tensor of the adapter.
+    learning_rates: of each step.
+    """
 
     delta: Tensors
     steps: int
     metrics: Mapping[str, float]
+    learning_rates: tuple[float, ...] = ()

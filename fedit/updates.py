@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedit import tensors
-from fedit.errors import NoUpdates, UpdatesConsumed
-from fedit.types import ClientFailure, ClientUpdate
+from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
+from fedit.types import ClientFailure, ClientUpdate, Tensors
 
 
 class Updates:
@@ -18,20 +18,34 @@ class Updates:
     entries of ``failures``. ``observe`` sees every accepted update, and the Euclidean norm of
     its delta, as it passes. Deltas are flat (`fedit.tensors.Flat`) from here on.
 
-    deltas: the running mean of the accepted deltas by their weights; one for all who need it.
+    A sealed cohort shows its mean alone: under secure aggregation and central differential privacy nobody
+    may see one client's update.
+
+    adapter: what the clients started from; starts: by client id, what those started from that did not.
+    uploads: which of its tensors a client sends.
+    deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
+    alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
 
     def __init__(
         self,
         results: Iterable[ClientUpdate | ClientFailure],
-        expected: Mapping[str, Tensor],
+        adapter: Mapping[str, Tensor],
         observe: Callable[[ClientUpdate, float], None] = lambda update, norm: None,
+        *,
+        starts: Mapping[str, Mapping[str, Tensor]] | None = None,
+        uploads: Callable[[str], bool] = lambda name: True,
+        sealed: bool = False,
     ) -> None:
         self._results = results
-        self._expected = expected
-        self._layout = tensors.layout_of(expected)
+        self._adapter = adapter
+        self._starts = starts or {}
+        self._uploads = uploads
+        self._layout = self._layout_from(adapter)
         self._observe = observe
         self._consumed = False
+        self.sealed = sealed
+        self.alike = True
         self.deltas = tensors.RunningMean()
         self.failures: list[ClientFailure] = []
 
@@ -39,8 +53,18 @@ class Updates:
         """Yield accepted updates.
 
         Raises:
+            SealedUpdates: only their mean may be seen.
             UpdatesConsumed: they were read before.
         """
+        if self.sealed:
+            raise SealedUpdates("single updates are hidden; only the cohort's mean may be seen")
+        return self._accepted()
+
+    def trained(self, update: ClientUpdate) -> Tensors:
+        """Return the adapter that ``update``'s client ended with: what it started from plus its delta."""
+        return tensors.add(self._starts.get(update.client_id, self._adapter), update.delta)
+
+    def _accepted(self) -> Iterator[ClientUpdate]:
         if self._consumed:
             raise UpdatesConsumed("a cohort's updates stream once; keep what you need while reading them")
         self._consumed = True
@@ -57,31 +81,48 @@ class Updates:
 
         Raises:
             NoUpdates: nobody delivered.
+            ConfigError: clients have adapters of several ranks.
         """
         extra = tensors.RunningMean()
         count, examples, round_ = 0, 0, 0
-        for update in self:
+        for update in self._accepted():
             extra.add(update.extra, update.weight)
             count, examples, round_ = count + 1, examples + update.num_examples, update.round
         if count == 0:
             raise NoUpdates("no client of the cohort delivered a usable update")
+        if not self.alike:
+            raise ConfigError(
+                "adapters of several ranks have no mean factor by factor; use a strategy for mixed ranks"
+            )
         return ClientUpdate("mean", round_, examples, self.deltas.weight, self.deltas.value(), extra.value())
 
     def _accept(self, update: ClientUpdate) -> ClientUpdate:
         if tensors.can_flatten(update.delta):
             update = replace(update, delta=tensors.flatten(update.delta))
-        self._observe(update, math.sqrt(self.deltas.add(update.delta, update.weight)))
+        self.alike = self.alike and tensors.layout_of(update.delta) is self._layout
+        squares = (
+            self.deltas.add(update.delta, update.weight) if self.alike else tensors.dot(update.delta, update.delta)
+        )
+        self._observe(update, math.sqrt(squares))
         return update
 
+    def _layout_from(self, start: Mapping[str, Tensor]) -> tensors.Layout:
+        """Return the layout of what a client sends that started from ``start``."""
+        if all(map(self._uploads, start)):
+            return tensors.layout_of(start)
+        return tensors.layout_of({name: tensor for name, tensor in start.items() if self._uploads(name)})
+
     def _problem(self, update: ClientUpdate) -> str | None:
-        if tensors.layout_of(update.delta) is not self._layout:
-            unknown = sorted(set(update.delta) - set(self._expected))
-            if unknown:
-                return f"update has tensors that the adapter does not have: {', '.join(unknown[:3])}"
-            for name, tensor in update.delta.items():
-                if tensor.shape != self._expected[name].shape:
-                    expected = tuple(self._expected[name].shape)
-                    return f"tensor {name} has shape {tuple(tensor.shape)}; expected {expected}"
+        own = self._starts.get(update.client_id)
+        expected = self._layout if own is None else self._layout_from(own)
+        if tensors.layout_of(update.delta) is not expected:
+            shapes = dict(zip(expected.names, expected.shapes, strict=True))
+            if unknown := sorted(set(update.delta) - set(shapes)):
+                return f"update has tensors that were not asked for: {', '.join(unknown[:3])}"
+            if missing := sorted(set(shapes) - set(update.delta)):
+                return f"update lacks tensors: {', '.join(missing[:3])}"
+            name = next(name for name, tensor in update.delta.items() if tensor.shape != shapes[name])
+            return f"tensor {name} has shape {tuple(update.delta[name].shape)}; expected {tuple(shapes[name])}"
         if not (tensors.is_finite(update.delta) and tensors.is_finite(update.extra)):
             return "update is not finite (NaN or infinity)"
         if not (0 <= update.weight < float("inf")):

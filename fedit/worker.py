@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
-from fedit import seeds, tensors
+from fedit import lora, seeds, tensors
 from fedit.crew import Crew
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
@@ -65,7 +65,10 @@ class Worker:
         starts = [self._start(task) for task in tasks]
         if len(starts) > 1 and self._model.fast is not None:
             outcomes = StackedTrainer(self._model).train(
-                [self._job(start) for start in starts], [start.adapter for start in starts], on_step
+                [self._job(start) for start in starts],
+                [start.adapter for start in starts],
+                on_step,
+                [start.task.broadcast.ledger for start in starts],
             )
             return [self._finish(start, outcome) for start, outcome in zip(starts, outcomes, strict=True)]
         return [
@@ -75,17 +78,23 @@ class Worker:
     def _start(self, task: ClientTask) -> "_Start":
         state = self._store.read(task.client_id, task.round)
         adapter = task.broadcast.adapter
-        return _Start(
-            task, self._data[task.client_id], {**adapter, **state.private} if state.private else adapter, state
-        )
+        if state.private:
+            adapter = {**adapter, **state.private}
+        missing = {n: t for n, t in self._initial.items() if n not in adapter}
+        if missing:
+            adapter = {**lora.cut_to(missing, adapter), **adapter}
+        return _Start(task, self._data[task.client_id], adapter, state)
+
+    @cached_property
+    def _initial(self) -> Tensors:
+        """What the run starts from, which the seed gives: tensors that no broadcast has to carry."""
+        return self._strategy.init(self._model.initial(self._seed)).adapter
 
     def _alone(self, start: "_Start", on_step: Callable[[Progress], None]) -> Trained | TrainingFailed:
-        self._model.load(start.adapter)
         try:
-            progress, optimizer = self._trainer.train(self._job(start), on_step)
+            return self._trainer.train(self._job(start), start.adapter, on_step, start.task.broadcast.ledger)
         except TrainingFailed as error:
             return error
-        return progress, optimizer, self._model.read()
 
     def _finish(self, start: "_Start", outcome: Trained | TrainingFailed) -> ClientUpdate | ClientFailure:
         """Keep what stays with the client and return what leaves it."""
@@ -103,7 +112,7 @@ class Worker:
             "supervised_tokens": float(progress.supervised_tokens),
             "rows": float(len(progress.rows)),
         }
-        result = LocalResult(delta, progress.steps, metrics)
+        result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
         extra, memory = self._strategy.finish(task, result, state.memory)
         private = {name: tensor for name, tensor in trained.items() if not self._strategy.shares(name)}
         self._store.write(
@@ -112,10 +121,14 @@ class Worker:
             ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
         )
         num_examples = len(start.rows)
+        uploads = partial(self._strategy.uploads, round=task.round)
         # A flat delta stays flat where all of it leaves.
-        shared = delta if not private else {n: t for n, t in delta.items() if self._strategy.shares(n)}
+        shared = delta if all(map(uploads, delta)) else {n: t for n, t in delta.items() if uploads(n)}
         weight = self._weigh(num_examples, progress)
-        return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics)
+        scale = task.broadcast.scale
+        if scale is None:
+            scale = self._model.scale_of(start.adapter)
+        return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics, scale)
 
     def _job(self, start: "_Start") -> LocalJob:
         task, memory = start.task, start.state.memory
@@ -129,6 +142,8 @@ class Worker:
             trainable=[name for name in start.adapter if self._strategy.trains(name, task.round)],
             optimizer_state=start.state.optimizer,
             correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, memory),
+            factors=self._strategy.factors if self._strategy.composes else None,
+            scale=task.broadcast.scale,
         )
 
 

@@ -17,7 +17,7 @@ from fedit.types import ServerState
 
 def state(round, value=1.0, dtype=torch.float32):
     adapter = {"m.q.A": torch.full((2, 3), value, dtype=dtype), "m.q.B": torch.full((4, 2), -value, dtype=dtype)}
-    return ServerState(round, adapter, {"v/m.q.A": torch.full((2, 3), value)})
+    return ServerState(round, adapter, memory={"v/m.q.A": torch.full((2, 3), value)})
 
 
 def assert_same(one, two):

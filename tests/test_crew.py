@@ -47,8 +47,8 @@ def train(model, crew, adapter, how, trainable=None):
         optimizer_state={},
         correct=lambda params, grads: None,
     )
-    progress, _ = Trainer(model, crew).train(job)
-    return progress, model.read()
+    progress, _, trained = Trainer(model, crew).train(job, model.read())
+    return progress, trained
 
 
 @pytest.mark.slow

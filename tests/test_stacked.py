@@ -39,9 +39,7 @@ def jobs(trainable, how=(HOW, HOW, HOW), **changes):
 def alone(model, work, adapters):
     results = []
     for job, adapter in zip(work, adapters, strict=True):
-        model.load(adapter)
-        progress, state = Trainer(model).train(job)
-        results.append((progress, state, model.read()))
+        results.append(Trainer(model).train(job, adapter))
     return results
 
 

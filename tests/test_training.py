@@ -58,8 +58,9 @@ def fit(model, start, training, *, trainer=None, rows=ROWS, **changes):
         **changes,
     }
     on_step = options.pop("on_step", lambda progress: None)
-    progress, state = (trainer or Trainer(model)).train(LocalJob(rows, training, **options), on_step)
-    return model.read(), progress, state
+    job = LocalJob(rows, training, **options)
+    progress, state, trained = (trainer or Trainer(model)).train(job, start, on_step)
+    return trained, progress, state
 
 
 def assert_close(one, two, tolerance):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedit.errors import NoUpdates, UpdatesConsumed
+from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
 from fedit.tensors import Flat
 from fedit.types import ClientFailure, ClientUpdate
 from fedit.updates import Updates
@@ -40,7 +40,7 @@ BAD = {
     "not finite": changed(update("bad"), m_A=torch.full((2, 3), float("nan"))),
     "infinity": changed(update("bad"), m_B=torch.full((4, 2), float("inf"))),
     "m.B has shape (2, 4); expected (4, 2)": changed(update("bad"), m_B=torch.ones(2, 4)),
-    "tensors that the adapter does not have: q.A": changed(update("bad"), q_A=torch.ones(2, 3)),
+    "tensors that were not asked for: q.A": changed(update("bad"), q_A=torch.ones(2, 3)),
     "weight is nan": update("bad", weight=float("nan")),
     "weight is inf": replace(update("bad"), weight=float("inf")),
     "weight is -1": replace(update("bad"), weight=-1.0),
@@ -104,7 +104,32 @@ def test_updates_stream_one_at_a_time():
 
 def test_a_client_may_keep_tensors_to_itself():
     alone = replace(update("a", 2.0), delta={"m.A": torch.full((2, 3), 2.0)})
-    assert set(Updates([alone], EXPECTED).mean().delta) == {"m.A"}
+    assert set(Updates([alone], EXPECTED, uploads=lambda name: name == "m.A").mean().delta) == {"m.A"}
+
+
+def test_a_client_that_leaves_out_what_it_was_asked_for_is_screened_out():
+    alone = replace(update("a", 2.0), delta={"m.A": torch.full((2, 3), 2.0)})
+    updates = Updates([alone, update("b")], EXPECTED)
+    assert updates.mean().delta["m.A"][0, 0] == 1
+    assert [(f.client_id, f.reason) for f in updates.failures] == [("a", "update lacks tensors: m.B")]
+
+
+def test_a_sealed_cohort_shows_its_mean_alone():
+    with pytest.raises(SealedUpdates, match="only the cohort's mean"):
+        iter(Updates([update("a")], EXPECTED, sealed=True))
+    assert Updates([update("a", 2.0)], EXPECTED, sealed=True).mean().delta["m.A"][0, 0] == 2
+
+
+def test_what_a_client_ended_with_is_what_it_was_sent_plus_its_delta():
+    low = {"m.A": torch.ones(1, 3), "m.B": torch.ones(4, 1)}
+    sent = replace(update("a"), delta={"m.A": torch.full((1, 3), 2.0), "m.B": torch.zeros(4, 1)})
+    updates = Updates([sent, update("b", 5.0)], EXPECTED, starts={"a": low})
+    trained = {each.client_id: updates.trained(each) for each in updates}
+    assert trained["a"]["m.A"].tolist() == [[3.0] * 3]
+    assert trained["b"]["m.A"][0, 0] == 5
+    assert not updates.alike
+    with pytest.raises(ConfigError, match="several ranks"):
+        Updates([sent, update("b", 5.0)], EXPECTED, starts={"a": low}).mean()
 
 
 def test_a_change_reaches_everything_that_leaves_the_client():

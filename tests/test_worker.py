@@ -63,7 +63,7 @@ def adapter(model):
 
 
 def task(client, adapter, round=1, how=HOW, **extra):
-    return ClientTask(round, client, Broadcast(adapter, extra), how, derive(0, "train", round, client))
+    return ClientTask(round, client, Broadcast(adapter, extra=extra), how, derive(0, "train", round, client))
 
 
 def worker(model, strategy=None, store=None, **options):
@@ -181,9 +181,9 @@ def test_private_factors_come_back_to_their_client_and_only_there(model, adapter
     starts = {}
     train = there._trainer.train
 
-    def spy(job, *args, **options):
-        starts[len(job.rows)] = there._model.read()
-        return train(job, *args, **options)
+    def spy(job, adapter, *args, **options):
+        starts[len(job.rows)] = adapter
+        return train(job, adapter, *args, **options)
 
     there._trainer.train = spy
     there.train(task("b", adapter, 2))

@@ -14,6 +14,15 @@ class WorkerError(FeditError):
     """A worker process cannot start, or failed at what was asked of it."""
 
 
+BROADCAST_PARTS = ("adapter", "ledger", "extra")
+"""The sets of tensors of a broadcast."""
+
+
+def broadcast_sets(broadcast: Broadcast) -> dict[str, Tensors]:
+    """Return the sets of a broadcast that are not empty."""
+    return {part: held for part in BROADCAST_PARTS if (held := getattr(broadcast, part))}
+
+
 def task_header(task: ClientTask) -> Header:
     """Return all of a task but its broadcast."""
     return {
@@ -21,11 +30,13 @@ def task_header(task: ClientTask) -> Header:
         "client_id": task.client_id,
         "training": asdict(task.training),
         "seed": task.seed,
+        "scale": task.broadcast.scale,
     }
 
 
-def read_task(header: Header, broadcast: Broadcast) -> ClientTask:
-    """Return the task that a header describes."""
+def read_task(header: Header, sets: Mapping[str, Tensors]) -> ClientTask:
+    """Return the task that a header and the sets of its broadcast describe."""
+    broadcast = Broadcast(**sets, scale=cast("float | None", header["scale"]))
     training = LocalTraining(**cast(dict[str, object], header["training"]))  # type: ignore[arg-type]  # as written
     return ClientTask(
         cast(int, header["round"]), cast(str, header["client_id"]), broadcast, training, cast(int, header["seed"])
@@ -42,6 +53,7 @@ def result_frame(result: ClientUpdate | ClientFailure) -> tuple[Header, Tensors]
         "num_examples": result.num_examples,
         "weight": result.weight,
         "metrics": dict(result.metrics),
+        "scale": result.scale,
     }
     return header, join({"delta": result.delta, "extra": result.extra})
 
@@ -60,6 +72,7 @@ def read_result(header: Header, tensors: Tensors) -> ClientUpdate | ClientFailur
         parts.get("delta", {}),
         parts.get("extra", {}),
         cast(dict[str, float], header["metrics"]),
+        cast(float, header["scale"]),
     )
 
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from typing import cast
 
 from fedit.engines.frames import Header
-from fedit.engines.messages import read_result, split, task_header
+from fedit.engines.messages import broadcast_sets, read_result, split, task_header
 from fedit.engines.pool import Event, Lost, Pool, Reply, Request
 from fedit.stacked import stacks
 from fedit.types import ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
@@ -51,9 +51,7 @@ class Processes:
 def _request(tasks: Sequence[ClientTask]) -> Request:
     sets: dict[str, Tensors] = {}
     for index, task in enumerate(tasks):
-        sets[f"{index}/adapter"] = task.broadcast.adapter
-        if task.broadcast.extra:
-            sets[f"{index}/extra"] = task.broadcast.extra
+        sets |= {f"{index}/{part}": held for part, held in broadcast_sets(task.broadcast).items()}
     return Request({"do": "train", "tasks": [task_header(task) for task in tasks]}, sets)
 
 

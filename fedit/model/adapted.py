@@ -4,6 +4,8 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import peft
@@ -25,7 +27,7 @@ from fedit.model.fast.probe import first_difference
 from fedit.model.loading import Base
 from fedit.model.parameters import Parameters
 from fedit.model.targets import choose_targets, stores_transposed
-from fedit.types import Tensors
+from fedit.types import LEDGER, Tensors, with_ledger
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class AdaptedModel:
         self.device = base.device
         self.rank = rank
         self.alpha, self.rslora = alpha, rslora
-        self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+        self.scale = self.scale_at(rank)
         self.dropout = dropout
         names = choose_targets(base.model, targets)
         self.config = peft.LoraConfig(
@@ -80,6 +82,9 @@ class AdaptedModel:
         self._model.eval()
         self._training = False
         self.parameters = self._find_parameters()
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self._ledger: Tensors = {}
+        self._adapted_modules = self._watch_modules()
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
@@ -92,11 +97,11 @@ class AdaptedModel:
     def initial(self, seed: int) -> Tensors:
         """Return a fresh adapter: A uniform in ±1/sqrt(in) as PEFT draws it, B zero; no global generator moves."""
         fresh: Tensors = {}
-        for name, parameter in self.parameters.items():
-            value = torch.zeros(parameter.shape, dtype=self._dtype(parameter))
+        for name, shape in self.shapes.items():
+            value = torch.zeros(shape, dtype=self._dtype(self.parameters[name]))
             if name.endswith(".A"):
                 generator = torch.Generator().manual_seed(seeds.derive(seed, "init", name))
-                bound = 1 / math.sqrt(parameter.shape[1])
+                bound = 1 / math.sqrt(shape[1])
                 value.uniform_(-bound, bound, generator=generator)
             fresh[name] = value
         return tensors.flatten(fresh)
@@ -105,30 +110,68 @@ class AdaptedModel:
         """Return a copy of the adapter."""
         return self.parameters.read()
 
+    def on_device(self, held: Mapping[str, Tensor]) -> Tensors:
+        """Return tensors on the model's device."""
+        return {name: tensor.to(self.device) for name, tensor in held.items()}
+
     def parameters_of(self, adapter: Mapping[str, Tensor]) -> Parameters:
         """Return trainable copies of ``adapter`` on the model's device, apart from the loaded one."""
-        moved = {name: tensor.to(self.device) for name, tensor in adapter.items()}
-        return Parameters(tensors.flatten(moved).clone())
+        return Parameters(tensors.flatten(self.on_device(adapter)).clone())
 
-    def load(self, adapter: Mapping[str, Tensor]) -> None:
-        """Put ``adapter`` in place of the present one.
+    def load(
+        self,
+        adapter: Mapping[str, Tensor],
+        ledger: Mapping[str, Tensor] | None = None,
+        *,
+        scale: float | None = None,
+    ) -> None:
+        """Put ``adapter``, which may have any rank, in place of the present one.
+
+        ledger: frozen corrections of the weights, "m.A" and "m.B" of any rank, added as they are; they may also
+                stand in ``adapter`` under "ledger/m.A".
+        scale:  that B A is multiplied by; None: the model's own at this rank.
 
         Raises:
-            ModelError: a factor is missing, unknown or of another shape.
+            ModelError: a factor is missing, unknown or of a shape that does not fit.
         """
-        if set(adapter) != set(self.parameters):
-            missing = sorted(set(self.parameters) - set(adapter))[:2]
-            unknown = sorted(set(adapter) - set(self.parameters))[:2]
+        inner = {n.removeprefix(LEDGER): t for n, t in adapter.items() if n.startswith(LEDGER)}
+        if inner:
+            adapter = {name: t for name, t in adapter.items() if not name.startswith(LEDGER)}
+        self._refuse_misfit(adapter)
+        self._ledger = self.on_device({**(ledger or {}), **inner})
+        if any(adapter[name].shape != parameter.shape for name, parameter in self.parameters.items()):
+            self.parameters = Parameters(tensors.flatten(self.on_device(adapter)).clone(), dict(self.parameters))
+        else:
+            self.parameters.load(adapter)
+        self._use_scale(self.scale_of(adapter) if scale is None else scale)
+
+    @property
+    def loaded_is_plain(self) -> bool:
+        """Whether what is loaded has the model's own rank and scale and no ledger."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        return not self._ledger and shapes == self.shapes and self.scale == self.scale_at(self.rank)
+
+    def _refuse_misfit(self, adapter: Mapping[str, Tensor]) -> None:
+        if set(adapter) != set(self.shapes):
+            missing = sorted(set(self.shapes) - set(adapter))[:2]
+            unknown = sorted(set(adapter) - set(self.shapes))[:2]
             raise ModelError(
                 f"adapter does not fit model '{self.base.source.name}': missing {missing}, unknown {unknown}"
             )
-        for name, parameter in self.parameters.items():
-            if adapter[name].shape != parameter.shape:
+        for name, shape in self.shapes.items():
+            found, partner = adapter[name].shape, adapter[_partner(name)].shape
+            inner, outer = (0, 1) if name.endswith(".A") else (1, 0)
+            if found[outer] != shape[outer] or found[inner] != partner[outer]:
                 raise ModelError(
-                    f"adapter does not fit: {name} is {tuple(adapter[name].shape)}, "
-                    f"model '{self.base.source.name}' has {tuple(parameter.shape)}"
+                    f"adapter does not fit: {name} is {tuple(found)}, "
+                    f"model '{self.base.source.name}' has {tuple(shape)}"
                 )
-        self.parameters.load(adapter)
+
+    def _use_scale(self, scale: float) -> None:
+        if scale != self.scale:
+            self.scale = scale
+            for module in self._adapted_modules.values():
+                module.scaling[ADAPTER] = scale
 
     # --- running it ---
 
@@ -162,13 +205,18 @@ class AdaptedModel:
         """Return the log-probability of every target of ``batch``, float32 (targets,), differentiable."""
         if isinstance(batch, Batch):
             return self._score(batch)[0]
-        return self._fast.log_probabilities(batch, [self.parameters], [self.scale], self._dropout())
+        return self._fast.log_probabilities(batch, [self._running], [self.scale], self._dropout())
 
     def target_scores(self, batch: Batch | Layout) -> tuple[Tensor, Tensor]:
         """Return (log-probability, whether it is the likeliest token) of every target, each (targets,)."""
         if isinstance(batch, Batch):
             return self._score(batch)
-        return self._fast.score(batch, [self.parameters], [self.scale])
+        return self._fast.score(batch, [self._running], [self.scale])
+
+    @property
+    def _running(self) -> Mapping[str, Tensor]:
+        """The loaded adapter with its ledger."""
+        return with_ledger(self.parameters, self._ledger)
 
     def stacked_target_scores(
         self, rows: Sequence[Sequence[TokenRow]], adapters: Sequence[Mapping[str, Tensor]]
@@ -184,30 +232,36 @@ class AdaptedModel:
     def stacked_log_probabilities(
         self,
         rows: Sequence[Sequence[TokenRow]],
-        adapters: Sequence[Mapping[str, nn.Parameter]],
+        adapters: Sequence[Mapping[str, Tensor]],
         noise_seeds: Sequence[int],
+        scales: Sequence[float | None] | None = None,
     ) -> list[Tensor]:
         """Return per client the log-probabilities of its rows' targets under its adapter, from one pass.
 
         rows, adapters, noise_seeds: one of each per client; needs the fast path.
+        scales: that B A is multiplied by; None: the model's own at the adapter's rank.
         """
         layout = self._fast.lay_out(rows)
         dropout = None
         if self.dropout > 0:
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in noise_seeds]
             dropout = Dropout(self.dropout, generators)
-        scales = [self._scale_of(adapter) for adapter in adapters]
-        scores = self._fast.log_probabilities(layout, adapters, scales, dropout)
+        given = scales or [None] * len(adapters)
+        used = [self.scale_of(a) if s is None else s for a, s in zip(adapters, given, strict=True)]
+        scores = self._fast.log_probabilities(layout, adapters, used, dropout)
         return [scores[start:end] for start, end in layout.target_spans]
 
     def _ready(self, adapters: Sequence[Mapping[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[float]]:
         """Return adapters on the model's device and their scales."""
-        moved = [{name: tensor.to(self.device) for name, tensor in adapter.items()} for adapter in adapters]
-        return moved, [self._scale_of(adapter) for adapter in adapters]
+        return [self.on_device(adapter) for adapter in adapters], [self.scale_of(adapter) for adapter in adapters]
 
-    def _scale_of(self, adapter: Mapping[str, Tensor]) -> float:
+    def scale_of(self, adapter: Mapping[str, Tensor]) -> float:
         """Return the scale that an adapter of its own rank has at this model's alpha."""
-        rank = next(tensor.shape[0] for name, tensor in adapter.items() if name.endswith(".A"))
+        ranks = (t.shape[0] for n, t in adapter.items() if n.endswith(".A") and not n.startswith(LEDGER))
+        return self.scale_at(next(ranks))
+
+    def scale_at(self, rank: int) -> float:
+        """Return what B A is multiplied by at a rank: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
         return self.alpha / math.sqrt(rank) if self.rslora else self.alpha / rank
 
     def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -293,6 +347,23 @@ class AdaptedModel:
             found[f"{module}.{factor}"] = parameter
         return Parameters(tensors.flatten(found).clone(), found)
 
+    def _watch_modules(self) -> dict[str, Any]:
+        """Return the adapted modules by name; each adds its ledger's product to its output."""
+        names = {name.rpartition(".")[0] for name in self.parameters}
+        found: dict[str, Any] = {}
+        for path, module in self._model.named_modules():
+            name = path.removeprefix("base_model.model.")
+            if name in names:
+                found[name] = module
+                module.register_forward_hook(partial(self._add_ledger, name))
+        return found
+
+    def _add_ledger(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if f"{name}.A" not in self._ledger or self._adapted_modules[name].disable_adapters:
+            return output
+        a, b = self._ledger[f"{name}.A"], self._ledger[f"{name}.B"]
+        return output + ((inputs[0].to(a.dtype) @ a.T) @ b.T).to(output.dtype)
+
     def _dtype(self, parameter: Tensor) -> torch.dtype:
         return torch.float64 if self.base.dtype == torch.float64 else torch.float32
 
@@ -345,6 +416,11 @@ class AdaptedModel:
         # Not equal bits: different kernels. A mistake moves numbers by far more than rounding does.
         tolerance = 1e-4 if self.base.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((one - other).norm() <= tolerance * other.norm())
+
+
+def _partner(name: str) -> str:
+    """Return the other factor's name."""
+    return f"{name[:-1]}{'B' if name.endswith('.A') else 'A'}"
 
 
 def canonical_name(name: str) -> tuple[str, str]:

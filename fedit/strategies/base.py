@@ -33,12 +33,35 @@ class Strategy:
         return ServerState(round=0, adapter=adapter)
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        """Return what ``client`` is sent."""
-        return Broadcast(adapter=server.adapter)
+        """Return what ``client`` is sent; ranks are cut here.
+
+        Tensors left out cost nothing: the client takes them from what it kept, else from `init` of the
+        adapter that the run's seed gives.
+        """
+        return Broadcast(server.adapter, server.ledger, scale=server.scale)
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         """Return the next state; ``server`` itself must not change."""
         return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
+
+    # --- both halves ---
+
+    def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the factors "m.A" and "m.B" that the model runs, differentiable in what is trained.
+
+        Where an algorithm trains something else than factors (a small matrix between frozen ones), ``adapter``
+        holds that and this says what it stands for.
+        """
+        return adapter
+
+    @property
+    def composes(self) -> bool:
+        """Whether what is trained is something else than the factors."""
+        return type(self).factors is not Strategy.factors
+
+    def uploads(self, name: str, round: int) -> bool:
+        """Whether clients send this tensor's change after this round: those that were trained and are shared."""
+        return self.trains(name, round) and self.shares(name)
 
     # --- client half ---
 
@@ -59,7 +82,7 @@ class Strategy:
         """Return ``(extra to send, memory to keep)``."""
         return {}, memory
 
-    # --- both ---
+    # --- before the run ---
 
     def check(self, training: LocalTraining) -> None:
         """Raise ``ConfigError`` if a setting would make the algorithm wrong."""

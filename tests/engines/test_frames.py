@@ -88,7 +88,7 @@ def test_nothing_in_a_frame_is_pickled():
 def test_tasks_and_results_survive():
     task = ClientTask(3, "é/1", Broadcast({"m.A": torch.ones(2)}), LocalTraining(1 / 3, 7, steps=2), 2**62 + 1)
     header, _ = through(task_header(task), {})
-    assert read_task(header, task.broadcast) == task
+    assert read_task(header, {"adapter": task.broadcast.adapter}) == task
     update = ClientUpdate(
         "c", 2, 5, 0.1, {"b": torch.ones(2), "a": torch.zeros(1)}, {"x/y": torch.ones(1)}, {"loss": float("nan")}
     )

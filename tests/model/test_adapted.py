@@ -171,7 +171,7 @@ def run(trainer, training, **changes):
         "correct": lambda params, grads: None,
         **changes,
     }
-    return trainer.train(LocalJob(ROWS, training, **options))
+    return trainer.train(LocalJob(ROWS, training, **options), trainer.model.read())
 
 
 def test_a_sliding_window_and_packing_go_together(models):

@@ -89,7 +89,6 @@ def dolly_rows(tokenizer):
 
 def train(model, rows, seed):
     """Return the loss of every step of one epoch, from the adapter of ``seed``, in the same order of rows."""
-    model.load(model.initial(seed))
     losses, before = [], [0.0, 0]
 
     def on_step(progress):
@@ -98,5 +97,5 @@ def train(model, rows, seed):
 
     how = LocalTraining(learning_rate=3e-4, num_rounds=1, epochs=1, batch_size=1)
     job = LocalJob(rows, how, 1, 0, 0, 0, list(model.parameters), {}, lambda params, grads: None)
-    Trainer(model).train(job, on_step)
+    Trainer(model).train(job, model.initial(seed), on_step)
     return losses

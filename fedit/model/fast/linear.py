@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedit.types import LEDGER
+
 Gradients = list[dict[str, Tensor]]
 """Per client: canonical name -> gradient in the adapter's own precision."""
 
@@ -93,6 +95,43 @@ def _join(modules: Sequence[Any], bounds: Sequence[tuple[int, int]], dtype: torc
 
 
 @dataclass(slots=True)
+class Ledger:
+    """Frozen low-rank corrections of a group's weights, in compute dtype, at their own full size.
+
+    a:     (clients, sum of ranks, in), the layers' A on top of each other; one client where all have the same.
+    b:     per layer (clients, out, rank). Lower ranks are filled up with zeros.
+    ranks: per layer.
+    """
+
+    a: Tensor
+    b: list[Tensor]
+    ranks: list[int]
+
+    def forward(self, group: Group, x: Tensor, y: Tensor, spans: "Spans") -> None:
+        """Add the corrections' output for x (rows, in) to y (rows, out)."""
+        if len(self.a) == 1:
+            u = torch.mm(x, self.a[0].T)
+            for (_, low, high), b, part in zip(group.adapted, self.b, u.split(self.ranks, 1), strict=True):
+                y[:, low:high].addmm_(part, b[0].T)
+            return
+        u = torch.bmm(spans.batch(x), self.a.transpose(1, 2))
+        for (_, low, high), b, part in zip(group.adapted, self.b, u.split(self.ranks, 2), strict=True):
+            spans.add_product(y[:, low:high], part, b.transpose(1, 2))
+
+    def backward(self, group: Group, dy: Tensor, dx: Tensor, spans: "Spans") -> None:
+        """Add the gradient of the input that goes through the corrections to dx (rows, in)."""
+        if len(self.a) == 1:
+            du = [torch.mm(dy[:, low:high], b[0]) for (_, low, high), b in zip(group.adapted, self.b, strict=True)]
+            dx.addmm_(torch.cat(du, 1), self.a[0])
+            return
+        upstream = spans.batch(dy, zeros=True)
+        parts = zip(group.adapted, self.b, strict=True)
+        spans.add_product(
+            dx, torch.cat([torch.bmm(upstream[:, :, low:high], b) for (_, low, high), b in parts], 2), self.a
+        )
+
+
+@dataclass(slots=True)
 class Factors:
     """All clients' low-rank factors for a group, in compute dtype; lower ranks are filled up with zeros.
 
@@ -100,6 +139,7 @@ class Factors:
     b:      per layer (clients, out, rank), the scales folded in.
     ranks:  per layer, the largest of all clients; own_ranks: per client and layer.
     scales: of all clients, or (clients, 1, 1) where they differ; trains_a, trains_b: per client and layer.
+    ledger: of the clients, where one has any.
     """
 
     a: Tensor
@@ -109,6 +149,7 @@ class Factors:
     scales: Tensor | float
     trains_a: list[list[bool]]
     trains_b: list[list[bool]]
+    ledger: Ledger | None = None
 
     @property
     def trained(self) -> bool:
@@ -208,7 +249,31 @@ def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequen
         factor,
         [[adapter[f"{name}.A"].requires_grad for name in names] for adapter in adapters],
         [[adapter[f"{name}.B"].requires_grad for name in names] for adapter in adapters],
+        _stage_ledger(group, adapters),
     )
+
+
+def _stage_ledger(group: Group, adapters: Sequence[Mapping[str, Tensor]]) -> Ledger | None:
+    names = [f"{LEDGER}{name}" for name, _, _ in group.adapted]
+    if not any(f"{name}.A" in adapter for adapter in adapters for name in names):
+        return None
+    held = [[_ledger_of(adapter, name, place) for name, place in zip(names, group.adapted, strict=True)]
+            for adapter in adapters]  # fmt: skip
+    if all(one[0] is other[0] for own in held for one, other in zip(own, held[0], strict=True)):
+        held = held[:1]
+    ranks = [max(own[place][0].shape[0] for own in held) for place in range(len(names))]
+    a = [torch.stack([_filled(own[place][0], 0, rank) for own in held]) for place, rank in enumerate(ranks)]
+    b = [torch.stack([_filled(own[place][1], 1, rank) for own in held]) for place, rank in enumerate(ranks)]
+    return Ledger(torch.cat(a, 1).to(group.dtype), [own.to(group.dtype) for own in b], ranks)
+
+
+def _ledger_of(adapter: Mapping[str, Tensor], name: str, place: tuple[str, int, int]) -> tuple[Tensor, Tensor]:
+    """Return the factors of a layer's correction, of rank 0 where it has none."""
+    if f"{name}.A" in adapter:
+        return adapter[f"{name}.A"], adapter[f"{name}.B"]
+    own, low, high = place
+    a = adapter[f"{own}.A"]
+    return a.new_zeros(0, a.shape[1]), a.new_zeros(high - low, 0)
 
 
 def _filled(factor: Tensor, side: int, rank: int) -> Tensor:
@@ -235,6 +300,8 @@ def forward(
     y = group.product(x)
     if factors is None:
         return y, Saved()
+    if factors.ledger is not None:
+        factors.ledger.forward(group, x, y, spans)
     batch = spans.batch(x)
     masks: list[Tensor] = []
     if dropout is None:
@@ -267,6 +334,8 @@ def backward(
     dx = group.product_back(dy) if needs_dx else None
     if factors is None:
         return dx
+    if dx is not None and factors.ledger is not None:
+        factors.ledger.backward(group, dy, dx, spans)
     if x is None or saved.u is None:
         raise ValueError("a group with factors needs its input")
     upstream = spans.batch(dy, zeros=True)

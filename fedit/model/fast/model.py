@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedit.data.tokens import TokenRow
 from fedit.model.fast import linear
@@ -24,6 +24,7 @@ from fedit.model.fast.layout import Layout, lay_out, shared_prefixes
 from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
 from fedit.model.fast.past import Past
 from fedit.model.fast.varlen import Bounds, Kernel
+from fedit.types import LEDGER
 
 Staged = list[list[Factors | None]]
 """Per layer and group of linear layers, the factors of a pass's clients."""
@@ -75,7 +76,7 @@ class FastModel:
     def log_probabilities(
         self,
         layout: Layout,
-        adapters: Sequence[Mapping[str, nn.Parameter]],
+        adapters: Sequence[Mapping[str, Tensor]],
         scales: Sequence[float],
         dropout: Dropout | None,
     ) -> Tensor:
@@ -85,7 +86,7 @@ class FastModel:
 
         adapters: per client of the layout "m.A" (rank, in) and "m.B" (out, rank); scales: per client.
         """
-        inputs = [adapter[name] for adapter in adapters for name in adapter]
+        inputs = [adapter[name] for adapter in adapters for name in adapter if not name.startswith(LEDGER)]
         result: Tensor = _Run.apply(self, layout, adapters, scales, dropout, *inputs)  # type: ignore[no-untyped-call]
         return result
 
@@ -118,7 +119,12 @@ class _Run(torch.autograd.Function):
         ctx.current = current
         ctx.gradient = scores.gradient
         ctx.inputs = inputs
-        ctx.names = [(client, name) for client, adapter in enumerate(adapters) for name in adapter]
+        ctx.names = [
+            (client, name)
+            for client, adapter in enumerate(adapters)
+            for name in adapter
+            if not name.startswith(LEDGER)
+        ]
         return scores.log_probability
 
     @staticmethod
