@@ -43,7 +43,7 @@ def load(folder: Path, round: int) -> ServerState:
         raise RunFolderError(f"the server state {path} cannot be read: {error}") from error
     if stored != round or not same:
         raise RunFolderError(f"the server state {path} says it is of round {stored}")
-    return ServerState(round, **parts, scale=float(metadata.get("scale", 1.0)))
+    return ServerState(round, **parts, scale=float(metadata["scale"]))
 
 
 def newest(folder: Path) -> ServerState | None:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from fedit.scaling import lora_scale
+
 SECTIONS = ("model", "data", "federation", "training", "evaluation", "run")
 """Sections group help and docs; in a job file a setting may stand in its section or at the top."""
 
@@ -239,6 +241,11 @@ class RunConfig(BaseModel):
     def bits(self) -> int:
         """Bits of a base weight: 4, 8, or 16 for not quantised."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 16
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by at the run's rank."""
+        return lora_scale(self.lora_alpha, self.lora_r, rslora=self.use_rslora)
 
     @property
     def epochs(self) -> int | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedit import checkpoint
@@ -109,7 +109,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             log.write("resumed", saved.round)
         return saved
     log.rewind(-1)
-    server = arm.strategy.init(compute.initial())
+    server = replace(arm.strategy.init(compute.initial()), scale=job.config.scale)
     log.write(
         "arm_started",
         0,

@@ -41,7 +41,7 @@ def federate(model, start, data, how, *, rounds=None, weighting="examples", per_
     engine = InProcess(Worker(model, data, FedIT(), seed=SEED, weighting=weighting, store=store or ClientStore()))
     return list(
         run_rounds(
-            FedIT().init(start),
+            replace(FedIT().init(start), scale=model.scale),
             engine,
             FedIT(),
             rounds=rounds or how.num_rounds,

@@ -27,6 +27,7 @@ from fedit.model.fast.probe import first_difference
 from fedit.model.loading import Base
 from fedit.model.parameters import Parameters
 from fedit.model.targets import choose_targets, stores_transposed
+from fedit.scaling import lora_scale
 from fedit.types import LEDGER, Tensors, with_ledger
 
 log = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class AdaptedModel:
 
     def scale_at(self, rank: int) -> float:
         """Return what B A is multiplied by at a rank: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-        return self.alpha / math.sqrt(rank) if self.rslora else self.alpha / rank
+        return lora_scale(self.alpha, rank, rslora=self.rslora)
 
     def _score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self._logits_at_targets(batch)
