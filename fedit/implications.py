@@ -32,7 +32,7 @@ def implications(config: RunConfig) -> dict[str, object]:
         "base_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable_parameters": parameters,
         "adapted_layers": ", ".join(targets),
-        "scale": config.lora_alpha / (config.lora_r**0.5 if config.use_rslora else config.lora_r),
+        "scale": config.scale,
         "prompt_template": job.template.name,
         "clients": len(sizes),
         "clients_per_round": job.cohort_size,

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fedit.errors import ModelError
 from fedit.files import new_folder
+from fedit.lora import joined, rank_of
 from fedit.model.adapted import AdaptedModel, canonical_name
 from fedit.model.sources import DEFAULT_MODEL, ModelSource
+from fedit.scaling import lora_scale
 from fedit.types import Tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -59,16 +61,22 @@ def save_adapter(
 ) -> None:
     """Write ``adapter`` as a PEFT folder, whole or not at all.
 
+    adapter: factors, and maybe a ledger's under "ledger/m.A", which are written as more ranks of one adapter.
     facts: rows of the card's table.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
     base = public_name(model.base.source)
+    scale = model.scale_of(adapter)
+    adapter = joined(adapter, scale)
+    rank = rank_of(adapter)
     weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     # PEFT keeps targets in a set: sorted, so that equal adapters are equal files.
     config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    if rank != model.rank:  # another alpha, so that the scale stays
+        config |= {"r": rank, "lora_alpha": scale / lora_scale(1.0, rank, rslora=model.rslora)}
     config["target_modules"] = sorted(config["target_modules"])
     with new_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))

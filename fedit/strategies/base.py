@@ -14,6 +14,7 @@ from fedit.types import (
     LocalTraining,
     ServerState,
     Tensors,
+    with_ledger,
 )
 from fedit.updates import Updates
 
@@ -43,6 +44,10 @@ class Strategy:
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         """Return the next state; ``server`` itself must not change."""
         return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
+
+    def model(self, server: ServerState) -> Tensors:
+        """Return what the server's model runs: factors "m.A" and "m.B", and the ledger's under "ledger/m.A"."""
+        return dict(with_ledger(self.factors(server.adapter), server.ledger))
 
     # --- both halves ---
 
