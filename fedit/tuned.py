@@ -86,7 +86,7 @@ def run_of(folder: Path) -> Path | None:
 def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, template: str | None) -> Tuned:
     config = read_config(run)
     note = ""
-    rank, alpha = config.lora_r, config.lora_alpha
+    rank, alpha = config.rank, config.lora_alpha
     if home is not None:
         adapter = read_adapter(home)
         rank, alpha = _rank_and_alpha(read_adapter_config(home), home)
