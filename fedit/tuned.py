@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedit import checkpoint, lora
 from fedit.errors import ModelError
-from fedit.model.export import CONFIG, WEIGHTS, read_adapter, read_adapter_config
+from fedit.model.export import CONFIG, WEIGHTS, rank_and_alpha, read_adapter, read_adapter_config
 from fedit.model.sources import DEFAULT_MODEL
 from fedit.runfolder import read_config
 from fedit.scaling import lora_scale
@@ -89,7 +89,7 @@ def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, tem
     rank, alpha = config.rank, config.lora_alpha
     if home is not None:
         adapter = read_adapter(home)
-        rank, alpha = _rank_and_alpha(read_adapter_config(home), home)
+        rank, alpha = rank_and_alpha(read_adapter_config(home), home)
     else:
         server = folder / "server"
         done = sorted(int(p.parent.name.removeprefix("round-")) for p in server.glob("round-*/state.json"))
@@ -116,7 +116,7 @@ def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, tem
 def _from_adapter(home: Path, model: str | None, template: str | None) -> Tuned:
     config = read_adapter_config(home)
     _check_plain(config, home)
-    rank, alpha = _rank_and_alpha(config, home)
+    rank, alpha = rank_and_alpha(config, home)
     base = model or config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{home / CONFIG} does not name a base model; name it with --model.")
@@ -133,13 +133,6 @@ def _from_adapter(home: Path, model: str | None, template: str | None) -> Tuned:
         bool(config.get("use_rslora")),
         note=note,
     )
-
-
-def _rank_and_alpha(config: Mapping[str, object], home: Path) -> tuple[int, float]:
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise ModelError(f"{home / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; expected numbers.")
-    return rank, float(alpha)
 
 
 def _check_plain(config: Mapping[str, object], home: Path) -> None:
