@@ -82,7 +82,7 @@ def save_adapter(
 def write_adapter_files(
     folder: Path, adapter: Mapping[str, Tensor], config: Mapping[str, object], scale: float
 ) -> None:
-    """Write an adapter's weights and config into ``folder``; config: of an adapter of any rank for these layers."""
+    """Write an adapter's weights and config into ``folder``; config: of any adapter for these layers."""
     rank = rank_of(adapter)
     own = dict(config)
     if own["r"] != rank or scale_in_config(own, folder) != scale:
