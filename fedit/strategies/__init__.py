@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fedit": "fedit.strategies.fedit:FedIT",
+    "fedex_lora": "fedit.strategies.fedex_lora:FedExLoRA",
+    "fedmomentum": "fedit.strategies.fedmomentum:FedMomentum",
+    "fedsvd": "fedit.strategies.fedsvd:FedSVD",
+    "flexlora": "fedit.strategies.flexlora:FlexLoRA",
+    "flora": "fedit.strategies.flora:FLoRA",
 }
 
 
