@@ -10,6 +10,15 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fedit": "fedit.strategies.fedit:FedIT",
+    "fedavg": "fedit.strategies.fedavg:FedAvg",
+    "fedavgm": "fedit.strategies.fedavgm:FedAvgM",
+    "fedadagrad": "fedit.strategies.fedadagrad:FedAdagrad",
+    "fedadam": "fedit.strategies.fedadam:FedAdam",
+    "fedyogi": "fedit.strategies.fedyogi:FedYogi",
+    "fedprox": "fedit.strategies.fedprox:FedProx",
+    "scaffold": "fedit.strategies.scaffold:Scaffold",
+    "fednova": "fedit.strategies.fednova:FedNova",
+    "feddyn": "fedit.strategies.feddyn:FedDyn",
 }
 
 
