@@ -60,6 +60,12 @@ def algorithms_page() -> str:
         cls = type(build_strategy(name, {}))
         options = ", ".join(f"`{f}` = {v}" for f, v in vars(build_strategy(name, {})).items()) or "none"
         lines.append(f"| `{name}` | {(inspect.getdoc(cls) or '').splitlines()[0]} | {options} |")
+    lines += [
+        "",
+        "Momentum, moments and control variates of servers and clients live in the coordinates of the factors",
+        "and mean something only while these stay. A job has one strategy, so none of them is carried over a",
+        "change of basis, such as a singular value decomposition, that another algorithm makes.",
+    ]
     lines += ["", "## Partitions", "", "| name | needs | what it does | options |", "|---|---|---|---|"]
     for name, scheme in PARTITIONS.items():
         options = ", ".join(f"`{option}`" for option in sorted(scheme.options)) or "none"
