@@ -15,6 +15,15 @@ STRATEGIES: dict[str, str] = {
     "fedsvd": "fedit.strategies.fedsvd:FedSVD",
     "flexlora": "fedit.strategies.flexlora:FlexLoRA",
     "flora": "fedit.strategies.flora:FLoRA",
+    "fedavg": "fedit.strategies.fedavg:FedAvg",
+    "fedavgm": "fedit.strategies.fedavgm:FedAvgM",
+    "fedadagrad": "fedit.strategies.fedadagrad:FedAdagrad",
+    "fedadam": "fedit.strategies.fedadam:FedAdam",
+    "fedyogi": "fedit.strategies.fedyogi:FedYogi",
+    "fedprox": "fedit.strategies.fedprox:FedProx",
+    "scaffold": "fedit.strategies.scaffold:Scaffold",
+    "fednova": "fedit.strategies.fednova:FedNova",
+    "feddyn": "fedit.strategies.feddyn:FedDyn",
 }
 
 
