@@ -49,7 +49,7 @@ def train_arm(job: Job, compute: Compute, work: ArmWork, listener: Listener | No
 
 def score_base(job: Job, compute: Compute, federated: Trained, folder: Path, log: EventLog) -> ArmResult:
     """Return the base model's scores: those of round 0, whose adapter changes nothing."""
-    start = Trained(job.strategy.init(compute.initial()).adapter, 0, federated.events[:2])
+    start = Trained(compute.initial(), 0, federated.events[:2])
     return score_arm(job, compute, "base", start, arm_folder(folder, "base"), log)
 
 
@@ -80,7 +80,7 @@ def arm_folder(folder: Path, name: str) -> Path:
 
 def _read_arm(job: Job, name: str, folder: Path) -> ArmResult:
     """Return what a baseline that is done left in its folder."""
-    trained = read_trained(job, folder, EventLog(folder, arm=name))
+    trained = read_trained(job, arms.named(job, name, {}).strategy, folder, EventLog(folder, arm=name))
     result = ArmResult.read(name, trained, folder / "answers.json")
     if result is None:
         raise RunFolderError(f"{folder} holds no answers although its arm is done; start a new run.")

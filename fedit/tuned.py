@@ -11,6 +11,7 @@ from fedit.errors import ModelError
 from fedit.model.export import CONFIG, WEIGHTS, read_adapter, read_adapter_config
 from fedit.model.sources import DEFAULT_MODEL
 from fedit.runfolder import read_config
+from fedit.strategies import build_strategy
 from fedit.types import Tensors
 
 _DEFAULT_AS_PUBLISHED = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -92,7 +93,8 @@ def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, tem
         done = sorted(int(p.parent.name.removeprefix("round-")) for p in server.glob("round-*/state.json"))
         if not done:
             raise ModelError(_nothing_found(folder))
-        adapter = checkpoint.load(server, done[-1]).adapter
+        strategy = build_strategy(config.strategy, config.strategy_options)
+        adapter = dict(strategy.factors(checkpoint.load(server, done[-1]).adapter))
         note = f"{folder} is not finished: this is its adapter after round {done[-1]} of {config.num_rounds}"
     return Tuned(
         adapter,

@@ -102,6 +102,7 @@ class Worker:
         if isinstance(outcome, TrainingFailed):
             return ClientFailure(task.client_id, task.round, str(outcome))
         progress, optimizer, trained = outcome
+        trained = self._strategy.align(task, start.adapter, trained)
         delta = tensors.sub(trained, start.adapter)
         if not tensors.is_finite(delta):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")

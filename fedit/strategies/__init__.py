@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from fedit.strategies.base import Strategy
 
 STRATEGIES: dict[str, str] = {
+    "fed_sb": "fedit.strategies.fed_sb:FedSB",
     "fedit": "fedit.strategies.fedit:FedIT",
+    "fedrot_lora": "fedit.strategies.fedrot_lora:FedRotLoRA",
+    "fedsa_lora": "fedit.strategies.fedsa_lora:FedSALoRA",
+    "ffa_lora": "fedit.strategies.ffa_lora:FFALoRA",
+    "hetlora": "fedit.strategies.hetlora:HetLoRA",
+    "lora_fair": "fedit.strategies.lora_fair:LoRAFair",
+    "ravan": "fedit.strategies.ravan:Ravan",
+    "rolora": "fedit.strategies.rolora:RoLoRA",
 }
 
 

@@ -1,0 +1,83 @@
+"""Ravan: several heads, each a small trained matrix between frozen factors (Raje et al., 2025, arXiv:2506.05568).
+
+The update of a layer is sum_i s_i B_i H_i A_i over the heads i. B_i and A_i never change; clients train H_i and
+its scale s_i and send the product s_i H_i, whose mean gives the mean of the updates exactly. Every round begins
+with s_i = 1. For the numbers that are sent the update's rank is high: rank^2 / heads numbers make rank ``rank``.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedit import lora, seeds
+from fedit.errors import ConfigError
+from fedit.strategies.base import Strategy
+from fedit.types import Broadcast, ClientInfo, ClientTask, LocalTraining, ServerState, Tensors
+
+
+@dataclass(frozen=True)
+class Ravan(Strategy):
+    """Train "m.H" (rank, rank / heads), the heads' matrices on top of each other, and "m.s" (heads,).
+
+    heads: into which the adapter's rank is divided.
+    """
+
+    heads: int = 4
+
+    # Frozen: "m.A" (rank, in) and "m.B" (out, rank), orthonormal and so without overlap between heads.
+
+    def init(self, adapter: Tensors) -> ServerState:
+        found: Tensors = {}
+        for module in lora.modules(adapter):
+            a, b = adapter[f"{module}.A"], adapter[f"{module}.B"]
+            if len(a) % self.heads:
+                raise ConfigError(
+                    f"strategy 'ravan' cannot divide lora_r={len(a)} into {self.heads} heads of one size; set "
+                    "lora_r to a multiple of the option 'heads'."
+                )
+            # A was drawn by the run's seed: what follows from it is the same for server and clients.
+            drawn = hashlib.sha256(a.contiguous().numpy().tobytes()).hexdigest()
+            left, values, right = lora.bases(b, a, seeds.derive(0, "bases", drawn))
+            width = len(a) // self.heads
+            heads = [values[i : i + width].diag() for i in range(0, len(a), width)]
+            found[f"{module}.A"], found[f"{module}.B"] = right.contiguous(), left.contiguous()
+            found[f"{module}.H"], found[f"{module}.s"] = torch.cat(heads), torch.ones(self.heads, dtype=a.dtype)
+        return ServerState(0, found)
+
+    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
+        sent = {name: tensor for name, tensor in server.adapter.items() if name.endswith(".H")}
+        return Broadcast(sent, server.ledger, scale=server.scale)
+
+    def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for module in lora.modules(adapter):
+            a, b, heads = f"{module}.A", f"{module}.B", self._scaled(adapter, module)
+            found[a] = adapter[a]
+            found[b] = torch.einsum("ohk,hkl->ohl", adapter[b].unflatten(1, heads.shape[:2]), heads).flatten(1)
+        return found
+
+    def align(self, task: ClientTask, start: Mapping[str, Tensor], trained: Tensors) -> Tensors:
+        folded = dict(trained)
+        for module in lora.modules(trained):
+            folded[f"{module}.H"] = self._scaled(trained, module).flatten(0, 1)
+            folded[f"{module}.s"] = torch.ones_like(trained[f"{module}.s"])
+        return folded
+
+    def _scaled(self, adapter: Mapping[str, Tensor], module: str) -> Tensor:
+        """Return s_i H_i of every head, (heads, rank / heads, rank / heads)."""
+        heads = adapter[f"{module}.H"].unflatten(0, (self.heads, -1))
+        scaled: Tensor = adapter[f"{module}.s"].view(-1, 1, 1) * heads
+        return scaled
+
+    def trains(self, name: str, round: int) -> bool:
+        return name.endswith((".H", ".s"))
+
+    def uploads(self, name: str, round: int) -> bool:
+        return name.endswith(".H")
+
+    def check(self, training: LocalTraining) -> None:
+        if self.heads < 1:
+            raise ConfigError(f"option 'heads' of strategy 'ravan' is {self.heads}; expected 1 or more.")
