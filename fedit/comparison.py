@@ -1,6 +1,6 @@
 """Arms beside the federation: baselines, trained side by side where there are workers, and what all arms score."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit import arms
@@ -25,7 +25,7 @@ def compare(
     # The long ones first, so that no worker is left with one at the end.
     waiting.sort(key=lambda name: name.startswith("local:"))
     train_arms(job, compute, [ArmWork(name, arm_folder(folder, name), tokens) for name in waiting], listener)
-    return [_read_arm(job, name, arm_folder(folder, name)) for name in names]
+    return [_read_arm(job, name, tokens, arm_folder(folder, name)) for name in names]
 
 
 def train_arms(job: Job, compute: Compute, work: Sequence[ArmWork], listener: Listener | None) -> None:
@@ -78,9 +78,10 @@ def arm_folder(folder: Path, name: str) -> Path:
     return folder / "arms" / (f"{kind}.{safe_name(client)}" if client else kind)
 
 
-def _read_arm(job: Job, name: str, folder: Path) -> ArmResult:
+def _read_arm(job: Job, name: str, tokens: Mapping[int, int], folder: Path) -> ArmResult:
     """Return what a baseline that is done left in its folder."""
-    trained = read_trained(job, arms.named(job, name, {}).strategy, folder, EventLog(folder, arm=name))
+    arm = arms.named(job, name, tokens)
+    trained = read_trained(job, arm, folder, EventLog(folder, arm=name))
     result = ArmResult.read(name, trained, folder / "answers.json")
     if result is None:
         raise RunFolderError(f"{folder} holds no answers although its arm is done; start a new run.")

@@ -19,7 +19,7 @@ from fedit.evaluation.loss import RowLosses, row_losses
 from fedit.model.fast.decode import Prompt
 from fedit.prepare import Job
 from fedit.store import ClientStore
-from fedit.types import ClientInfo, ClientTask, Tensors
+from fedit.types import ClientTask, Tensors
 from fedit.worker import Worker
 
 Part = Literal["held_out", "validation"]
@@ -136,6 +136,7 @@ class Here:
             weighting=job.config.weighting,
             store=ClientStore(folder / "clients"),
             crew=job.crew,
+            describe=job.client_info,
         )
 
     def losses(self, adapters: Sequence[Tensors], part: Part, share: tuple[int, int] = WHOLE) -> list[RowLosses]:
@@ -207,7 +208,7 @@ class Workers:
     def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
         """Return where the arm's clients train. Workers know the federation only, and the run's own folder."""
         rows = ArmRows(self._job, arm)
-        clients = [ClientInfo(client, len(rows[client])) for client in sorted(rows)]
+        clients = [self._job.client_info(client, len(rows[client])) for client in sorted(rows)]
         return Processes(self._pool, clients, on_step, width=self._job.stack_width)
 
     def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:

@@ -59,8 +59,10 @@ class RunConfig(BaseModel):
     """Quantise the base to 8 bits (bitsandbytes)."""
     load_in_4bit: bool = Field(False, json_schema_extra=_in("model"))
     """Quantise the base to 4 bits, NF4 (bitsandbytes)."""
-    lora_r: PositiveInt = Field(16, json_schema_extra=_in("model"))
-    """LoRA rank."""
+    lora_r: PositiveInt | Literal["auto"] = Field(16, json_schema_extra=_in("model"))
+    """LoRA rank; auto: the largest at which a client sends at most upload_megabytes a round."""
+    upload_megabytes: Annotated[float, Field(gt=0)] | None = Field(None, json_schema_extra=_in("model"))
+    """What a client may send in a round, in millions of bytes, for lora_r=auto."""
     lora_alpha: Annotated[float, Field(gt=0)] = Field(32, json_schema_extra=_in("model"))
     """LoRA scale: updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, json_schema_extra=_in("model"))
@@ -126,6 +128,9 @@ class RunConfig(BaseModel):
     """Algorithm; see fedit list strategies, or "file.py:Class"."""
     strategy_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
     """Hyper-parameters of the strategy, by name."""
+    client_ranks: list[PositiveInt] | dict[str, PositiveInt] = Field([], json_schema_extra=_in("federation"))
+    """Ranks of clients that differ from lora_r, the server's: a list, dealt in turn, or client: rank. Needs a
+    strategy for mixed ranks."""
     weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
@@ -218,6 +223,15 @@ class RunConfig(BaseModel):
                 "early_stopping needs validation rows: set validation, for instance to 4",
             ),
             (
+                (self.lora_r == "auto") != (self.upload_megabytes is not None),
+                "lora_r=auto and upload_megabytes go together",
+            ),
+            (
+                self.lora_r != "auto" and max(self.own_ranks(), default=0) > self.lora_r,
+                f"client_ranks go up to {max(self.own_ranks(), default=0)}, but lora_r, the server's, "
+                f"is {self.lora_r}",
+            ),
+            (
                 self.partitioner == "manifest" and self.partition_file is None,
                 "partitioner manifest needs partition_file",
             ),
@@ -242,10 +256,29 @@ class RunConfig(BaseModel):
         """Bits of a base weight: 4, 8, or 16 for not quantised."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else 16
 
+    def own_ranks(self) -> list[int]:
+        """Return the ranks that ``client_ranks`` gives."""
+        return list(self.client_ranks.values() if isinstance(self.client_ranks, dict) else self.client_ranks)
+
+    @property
+    def rank(self) -> int:
+        """LoRA rank of the server, once it is known.
+
+        Raises:
+            ValueError: it is still to be found (``lora_r=auto``); `fedit.prepare.prepare` finds it.
+        """
+        if self.lora_r == "auto":
+            raise ValueError("lora_r is auto and was not found yet")
+        return self.lora_r
+
     @property
     def scale(self) -> float:
-        """What B A is multiplied by at the run's rank."""
-        return lora_scale(self.lora_alpha, self.lora_r, rslora=self.use_rslora)
+        """What B A is multiplied by at the server's rank."""
+        return self.scale_at(self.rank)
+
+    def scale_at(self, rank: int) -> float:
+        """Return what B A is multiplied by at a rank."""
+        return lora_scale(self.lora_alpha, rank, rslora=self.use_rslora)
 
     @property
     def epochs(self) -> int | None:

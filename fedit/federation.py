@@ -13,13 +13,12 @@ from fedit.events import Event, EventLog
 from fedit.prepare import Job
 from fedit.rounds import RoundRecord, run_rounds
 from fedit.scoring import score
-from fedit.strategies.base import Strategy
 from fedit.types import ServerState, Tensors
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What an arm ends with: the factors to keep, the round it is from, and the log's events."""
+    """What an arm ends with: the model to keep (factors and ledger), its round, and the log's events."""
 
     adapter: Tensors
     round: int
@@ -62,29 +61,23 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
-    return _result(job, arm.strategy, server, folder, log)
+    return _result(job, arm, server, folder, log)
 
 
-def read_trained(job: Job, strategy: Strategy, folder: Path, log: EventLog) -> Trained:
+def read_trained(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:
     """Return what an arm that was trained to its end left in ``folder``."""
     server = checkpoint.newest(folder / "server")
     if server is None:
         raise RunFolderError(f"no intact state of the arm is left in {folder / 'server'}; delete it and resume.")
-    return _result(job, strategy, server, folder, log)
+    return _result(job, arm, server, folder, log)
 
 
-def _result(job: Job, strategy: Strategy, server: ServerState, folder: Path, log: EventLog) -> Trained:
+def _result(job: Job, arm: Arm, server: ServerState, folder: Path, log: EventLog) -> Trained:
     events = log.history()
     best = best_round(job, events)
     if best is not None and best != server.round:
         server = checkpoint.load(folder / "server", best)
-    return Trained(_running(strategy, server), server.round, events)
-
-
-def _running(strategy: Strategy, server: ServerState) -> Tensors:
-    """Return the factors that a model runs: those that the server's adapter stands for."""
-    factors = strategy.factors(server.adapter)
-    return factors if isinstance(factors, dict) else dict(factors)
+    return Trained(arm.strategy.model(server), server.round, events)
 
 
 def best_round(job: Job, events: Sequence[Event]) -> int | None:
@@ -137,7 +130,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
 def _evaluate(job: Job, compute: Compute, arm: Arm, server: ServerState, log: EventLog) -> None:
     log.tell("evaluating", server.round)
     started = time.perf_counter()
-    fields = score(job, compute, _running(arm.strategy, server))
+    fields = score(job, compute, arm.strategy.model(server))
     log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
 
 

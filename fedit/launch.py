@@ -72,7 +72,7 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
     check_writable(folder)
     with only_worker(folder), pool_of(config, folder, config.num_threads) as pool:
         job = prepare(config, _teller(listener))
-        write_text(folder / "resolved.yaml", to_yaml(config))
+        write_text(folder / "resolved.yaml", to_yaml(job.config))
         write_json(folder / "environment.json", environment())
         job.partition.save(folder / "partition.json")
         write_json(folder / "run.json", identity_of(job))

@@ -30,9 +30,10 @@ from fedit.model.batch import collate
 from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
+from fedit.ranks import check_ranks, ranks_of_clients, with_rank
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
-from fedit.types import LocalTraining
+from fedit.types import ClientInfo, LocalTraining
 
 MOST_UNLABELLED_HELD_OUT = 200
 LONGEST_PLAIN_ATTENTION = 512
@@ -77,6 +78,15 @@ class Job:
         """Training rows of every client, by id, ids sorted."""
         found = self.partition.client_examples(self.corpus)
         return {client: found[client] for client in sorted(found)}
+
+    def client_info(self, client: str, num_examples: int) -> ClientInfo:
+        """Return what the server knows of a client: its rows, and its rank where it has one of its own."""
+        rank = self._ranks.get(client)
+        return ClientInfo(client, num_examples, rank, None if rank is None else self.config.scale_at(rank))
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return ranks_of_clients(self.config, list(self.clients))
 
     @cached_property
     def category_counts(self) -> dict[str, dict[str, int]]:
@@ -197,6 +207,7 @@ def prepare(
     strategy = build_strategy(config.strategy, config.strategy_options)
     corpus, empty = _without_empty_answers(load_corpus(config))
     source = resolve_model(config.model, progress=say)
+    config = with_rank(config, strategy, source)
     tokenizer = load_tokenizer(source)
     template = get_template(config.prompt_template, tokenizer)
     clusters = _clusters(config, source, tokenizer, template, corpus)
@@ -221,6 +232,7 @@ def prepare(
     )
     job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
     strategy.check(job.training())
+    check_ranks(config, strategy, job.clients)
     if config.min_clients > job.cohort_size:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
@@ -361,7 +373,7 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
     )
     return AdaptedModel(
         base,
-        rank=config.lora_r,
+        rank=config.rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         targets=config.lora_target_modules,

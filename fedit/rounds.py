@@ -9,6 +9,7 @@ from fedit import lora, seeds, tensors
 from fedit.diagnostics import AggregationBias, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
+from fedit.rehearsal import check_ranks
 from fedit.strategies.base import Strategy
 from fedit.types import (
     Broadcast,
@@ -116,15 +117,12 @@ def _one_round(
     started = time.perf_counter()
     chosen = cohort(list(clients.values()), number)
     how = training(number)
+    infos = [clients[client_id] for client_id in chosen]
+    sent = [strategy.broadcast(server, info) for info in infos]
+    check_ranks(strategy, server, infos, sent)
     tasks = [
-        ClientTask(
-            number,
-            client_id,
-            strategy.broadcast(server, clients[client_id]),
-            how,
-            seeds.derive(seed, "train", number, client_id),
-        )
-        for client_id in chosen
+        ClientTask(number, client_id, broadcast, how, seeds.derive(seed, "train", number, client_id))
+        for client_id, broadcast in zip(chosen, sent, strict=True)
     ]
     bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)

@@ -1,16 +1,16 @@
 """What a run folder or an adapter says about the model that was tuned: its factors and all they need."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedit import checkpoint
+from fedit import checkpoint, lora
 from fedit.errors import ModelError
-from fedit.model.export import CONFIG, WEIGHTS, read_adapter, read_adapter_config
+from fedit.model.export import CONFIG, WEIGHTS, rank_and_alpha, read_adapter, read_adapter_config
 from fedit.model.sources import DEFAULT_MODEL
 from fedit.runfolder import read_config
+from fedit.scaling import lora_scale
 from fedit.strategies import build_strategy
 from fedit.types import Tensors
 
@@ -48,7 +48,7 @@ class Tuned:
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return lora_scale(self.alpha, self.rank, rslora=self.rslora)
 
     def base(self) -> "Tuned":
         """Return the same without the adapter: the base model under the same template."""
@@ -86,22 +86,26 @@ def run_of(folder: Path) -> Path | None:
 def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, template: str | None) -> Tuned:
     config = read_config(run)
     note = ""
+    rank, alpha = config.rank, config.lora_alpha
     if home is not None:
         adapter = read_adapter(home)
+        rank, alpha = rank_and_alpha(read_adapter_config(home), home)
     else:
         server = folder / "server"
         done = sorted(int(p.parent.name.removeprefix("round-")) for p in server.glob("round-*/state.json"))
         if not done:
             raise ModelError(_nothing_found(folder))
         strategy = build_strategy(config.strategy, config.strategy_options)
-        adapter = dict(strategy.factors(checkpoint.load(server, done[-1]).adapter))
+        adapter = lora.joined(strategy.model(checkpoint.load(server, done[-1])), config.scale)
+        rank = lora.rank_of(adapter)
+        alpha = config.scale / lora_scale(1.0, rank, rslora=config.use_rslora)
         note = f"{folder} is not finished: this is its adapter after round {done[-1]} of {config.num_rounds}"
     return Tuned(
         adapter,
         model or config.model,
         template or config.prompt_template,
-        config.lora_r,
-        config.lora_alpha,
+        rank,
+        alpha,
         config.use_rslora,
         config.dtype,
         config.bits,
@@ -112,9 +116,7 @@ def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, tem
 def _from_adapter(home: Path, model: str | None, template: str | None) -> Tuned:
     config = read_adapter_config(home)
     _check_plain(config, home)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise ModelError(f"{home / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; expected numbers.")
+    rank, alpha = rank_and_alpha(config, home)
     base = model or config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{home / CONFIG} does not name a base model; name it with --model.")
@@ -127,7 +129,7 @@ def _from_adapter(home: Path, model: str | None, template: str | None) -> Tuned:
         base,
         template or _template_in_card(home) or "auto",
         rank,
-        float(alpha),
+        alpha,
         bool(config.get("use_rslora")),
         note=note,
     )

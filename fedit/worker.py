@@ -35,7 +35,12 @@ class Worker:
         weighting: str = "examples",
         store: ClientStore | None = None,
         crew: Crew | None = None,
+        describe: Callable[[str, int], ClientInfo] = ClientInfo,
     ) -> None:
+        """Take the model, the clients' rows and the algorithm.
+
+        describe: (client, number of rows) -> what the server knows of it.
+        """
         self._trainer = Trainer(model, crew)
         self._model = model
         self._data = data
@@ -43,10 +48,11 @@ class Worker:
         self._seed = seed
         self._weigh = WEIGHTINGS[weighting]
         self._store = store or ClientStore()
+        self._describe = describe
 
     def clients(self) -> list[ClientInfo]:
         """Return the clients whose data is here, in the order of their ids."""
-        return [ClientInfo(client_id, len(self._data[client_id])) for client_id in sorted(self._data)]
+        return [self._describe(client_id, len(self._data[client_id])) for client_id in sorted(self._data)]
 
     def train(
         self, task: ClientTask, on_step: Callable[[Progress], None] = lambda progress: None
@@ -102,7 +108,7 @@ class Worker:
         if isinstance(outcome, TrainingFailed):
             return ClientFailure(task.client_id, task.round, str(outcome))
         progress, optimizer, trained = outcome
-        trained = self._strategy.align(task, start.adapter, trained)
+        trained = self._strategy.align(start.adapter, trained, task.round)
         delta = tensors.sub(trained, start.adapter)
         if not tensors.is_finite(delta):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -13,14 +13,16 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
-from fedit.cli.output import AsJson, console, plain_table, print_json
-from fedit.errors import UnknownName
+from fedit.cli.output import AsJson, console, plain_table, print_json, working
+from fedit.errors import ConfigError, UnknownName
 
 EPILOG = """Examples:
 
 fedit list
 
 fedit list strategies
+
+fedit list strategies --model smollm2-135m-instruct --lora_r 8
 
 fedit list partitions --json
 
@@ -78,15 +80,25 @@ def list_names(
             "models or settings. Default: all, in short.",
         ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="For strategies: bytes that a client sends and receives on it.")
+    ] = None,
+    lora_r: Annotated[int, typer.Option("--lora_r", min=1, help="Rank for --model.")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """List what settings accept: strategies, partitions, templates, recipes, formats, schedules, models, settings.
 
-    With a KIND each name comes with its options, what it needs and where it is from.
+    With a KIND each name comes with its options, what it needs and where it is from; strategies with what travels,
+    whether the aggregate is exact and what they can be combined with, found by rehearsing them.
     """
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind", kind, KINDS)
+    if model is not None and kind != "strategies":
+        raise ConfigError("--model is for: fedit list strategies --model NAME")
     found = {name: read() for name, (_, read) in KINDS.items() if kind in (None, name)}
+    if kind == "strategies":
+        with working("rehearsing the algorithms …"):
+            found[kind] = [_with_facts(entry, model, lora_r) for entry in found[kind]]
     if as_json:
         print_json(
             [
@@ -106,6 +118,21 @@ def strategies() -> list[Entry]:
     from fedit.strategies import STRATEGIES
 
     return [_strategy(name, *target.split(":")) for name, target in STRATEGIES.items()]
+
+
+def _with_facts(entry: Entry, model: str | None, rank: int) -> Entry:
+    """Return a strategy with what its own code says about it."""
+    from fedit.facts import bytes_of_a_round, facts
+    from fedit.strategies import build_strategy
+
+    known = {name: value for name, value in facts(entry.name).as_dict().items() if name != "name"}
+    if model is not None:
+        from fedit.model.shapes import shapes_of
+        from fedit.model.sources import resolve_model
+
+        up, down = bytes_of_a_round(build_strategy(entry.name, {}), shapes_of(resolve_model(model), "auto"), rank)
+        known |= {"bytes_up": round(up), "bytes_down": round(down)}
+    return replace(entry, facts={**entry.facts, **known})
 
 
 def partitions() -> list[Entry]:
@@ -304,6 +331,8 @@ def _details(kind: str, entry: Entry) -> list[Text]:
     for name in ("paper", "needs", "prompt", "path"):
         if value := facts.get(name):
             lines.append(f"{name}: {str(value)!r}" if name == "prompt" else f"{name}: {value}")
+    if "uploads" in facts:
+        lines += _properties(facts)
     if isinstance(optional := facts.get("optional"), list):
         lines.append(f"optional: {', '.join(optional)}")
     if isinstance(options := facts.get("options"), dict):
@@ -313,6 +342,27 @@ def _details(kind: str, entry: Entry) -> list[Text]:
         listed = f" ({', '.join(choices)})" if isinstance(choices, list) and choices else ""
         lines.append(f"default: {str(default).lower() if isinstance(default, bool) else default}{listed}")
     return [Text(line, style="dim") for line in lines]
+
+
+def _properties(facts: Mapping[str, object]) -> list[str]:
+    """Return what is known of a strategy, in words."""
+    travels = f"sends {facts['uploads']}; receives {facts['downloads']}"
+    if "bytes_up" in facts:
+        up, down = (float(str(facts[name])) / 1e6 for name in ("bytes_up", "bytes_down"))
+        travels += f"; {up:.2f} MB up, {down:.2f} MB down a client and round"
+    can = {
+        "exact": "exact aggregate",
+        "mixed_ranks": "mixed ranks",
+        "secure_aggregation": "secure aggregation",
+        "central_dp": "central DP",
+    }
+    able = [words for name, words in can.items() if facts[name]]
+    unable = [words for name, words in can.items() if not facts[name]]
+    return [
+        travels,
+        *([f"yes: {', '.join(able)}"] if able else []),
+        *([f"no: {', '.join(unable)}"] if unable else []),
+    ]
 
 
 def _option(name: str, what: Mapping[str, object]) -> str:

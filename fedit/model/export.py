@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from fedit.errors import ModelError
 from fedit.files import new_folder
+from fedit.lora import joined, rank_of
 from fedit.model.adapted import AdaptedModel, canonical_name
 from fedit.model.sources import DEFAULT_MODEL, ModelSource
+from fedit.scaling import lora_scale
 from fedit.types import Tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -59,23 +62,59 @@ def save_adapter(
 ) -> None:
     """Write ``adapter`` as a PEFT folder, whole or not at all.
 
+    adapter: factors, and maybe a ledger's under "ledger/m.A", which are written as more ranks of one adapter.
     facts: rows of the card's table.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
     base = public_name(model.base.source)
-    weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
+    scale = model.scale_of(adapter)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    # PEFT keeps targets in a set: sorted, so that equal adapters are equal files.
     config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
-    config["target_modules"] = sorted(config["target_modules"])
     with new_folder(folder) as temporary:
-        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        write_adapter_files(temporary, joined(adapter, scale), config, scale)
         (temporary / "README.md").write_text(
             CARD.format(base=base, rows=rows, settings=settings_yaml), encoding="utf-8"
         )
+
+
+def write_adapter_files(
+    folder: Path, adapter: Mapping[str, Tensor], config: Mapping[str, object], scale: float
+) -> None:
+    """Write an adapter's weights and config into ``folder``; config: of any adapter for these layers."""
+    rank = rank_of(adapter)
+    own = dict(config)
+    if own["r"] != rank or scale_in_config(own, folder) != scale:
+        own |= {"r": rank, "lora_alpha": scale / lora_scale(1.0, rank, rslora=bool(config.get("use_rslora")))}
+    if not isinstance(own["target_modules"], str):
+        # PEFT keeps targets in a set: sorted, so that equal adapters are equal files.
+        own["target_modules"] = sorted(cast("list[str]", own["target_modules"]))
+    weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(json.dumps(own, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def scale_in_config(config: Mapping[str, object], folder: Path) -> float:
+    """Return what an adapter's config multiplies B A by; folder: where it is from, for messages.
+
+    Raises:
+        ModelError: rank or alpha are no numbers.
+    """
+    rank, alpha = rank_and_alpha(config, folder)
+    return lora_scale(alpha, rank, rslora=bool(config.get("use_rslora")))
+
+
+def rank_and_alpha(config: Mapping[str, object], folder: Path) -> tuple[int, float]:
+    """Return rank and alpha in an adapter's config; folder: where it is from, for messages.
+
+    Raises:
+        ModelError: they are no numbers.
+    """
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise ModelError(f"{folder / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; expected numbers.")
+    return rank, float(alpha)
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:

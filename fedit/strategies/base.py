@@ -14,6 +14,7 @@ from fedit.types import (
     LocalTraining,
     ServerState,
     Tensors,
+    with_ledger,
 )
 from fedit.updates import Updates
 
@@ -43,6 +44,10 @@ class Strategy:
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         """Return the next state; ``server`` itself must not change."""
         return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
+
+    def model(self, server: ServerState) -> Tensors:
+        """Return what the server's model runs: factors "m.A" and "m.B", and the ledger's under "ledger/m.A"."""
+        return dict(with_ledger(self.factors(server.adapter), server.ledger))
 
     # --- both halves ---
 
@@ -78,7 +83,7 @@ class Strategy:
     ) -> None:
         """Change ``grads`` in place before an optimizer step."""
 
-    def align(self, task: ClientTask, start: Mapping[str, Tensor], trained: Tensors) -> Tensors:
+    def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         """Return what the client trained in the form in which it counts from here on, all tensors of it.
 
         Where several adapters are one model, an algorithm chooses among them here, before the change from

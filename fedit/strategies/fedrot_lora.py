@@ -15,7 +15,7 @@ from torch import Tensor
 from fedit import lora
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
-from fedit.types import ClientTask, LocalTraining, Tensors
+from fedit.types import LocalTraining, Tensors
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FedRotLoRA(Strategy):
 
     strength: float = 1.0
 
-    def align(self, task: ClientTask, start: Mapping[str, Tensor], trained: Tensors) -> Tensors:
+    def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         aligned: Tensors = {}
         for module in lora.modules(trained):
             a, b = f"{module}.A", f"{module}.B"
@@ -35,7 +35,7 @@ class FedRotLoRA(Strategy):
             # While B is zero the round's adapter has no direction to turn to.
             if start[b].any():
                 own_a, own_b = trained[a].double(), trained[b].double()
-                overlap = own_a @ start[a].double().T if task.round % 2 else own_b.T @ start[b].double()
+                overlap = own_a @ start[a].double().T if round % 2 else own_b.T @ start[b].double()
                 turn = self._rotation(overlap)
                 aligned[a], aligned[b] = (turn.T @ own_a).to(trained[a].dtype), (own_b @ turn).to(trained[b].dtype)
         return aligned

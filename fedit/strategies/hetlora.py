@@ -98,7 +98,7 @@ class HetLoRA(Strategy):
                 grads[a][kept:] += self.regularisation * norm_b * tail_a / norm_a.clamp_min(1e-30)
                 grads[b][:, kept:] += self.regularisation * norm_a * tail_b / norm_b.clamp_min(1e-30)
 
-    def align(self, task: ClientTask, start: Mapping[str, Tensor], trained: Tensors) -> Tensors:
+    def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         kept = self._kept(start)
         if kept == _rank_of(start) or not _norm(_tail(trained, kept)) < _norm(_tail(start, kept)):
             return trained

@@ -15,17 +15,17 @@ from torch import Tensor
 from fedit import lora, seeds
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, ClientTask, LocalTraining, ServerState, Tensors
+from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
 
 
 @dataclass(frozen=True)
 class Ravan(Strategy):
     """Train "m.H" (rank, rank / heads), the heads' matrices on top of each other, and "m.s" (heads,).
 
-    heads: into which the adapter's rank is divided.
+    heads: into which the adapter's rank is divided; 0: four, or the next smaller number that divides it.
     """
 
-    heads: int = 4
+    heads: int = 0
 
     # Frozen: "m.A" (rank, in) and "m.B" (out, rank), orthonormal and so without overlap between heads.
 
@@ -33,18 +33,13 @@ class Ravan(Strategy):
         found: Tensors = {}
         for module in lora.modules(adapter):
             a, b = adapter[f"{module}.A"], adapter[f"{module}.B"]
-            if len(a) % self.heads:
-                raise ConfigError(
-                    f"strategy 'ravan' cannot divide lora_r={len(a)} into {self.heads} heads of one size; set "
-                    "lora_r to a multiple of the option 'heads'."
-                )
             # A was drawn by the run's seed: what follows from it is the same for server and clients.
             drawn = hashlib.sha256(a.contiguous().numpy().tobytes()).hexdigest()
             left, values, right = lora.bases(b, a, seeds.derive(0, "bases", drawn))
-            width = len(a) // self.heads
+            width = len(a) // self._heads(len(a))
             heads = [values[i : i + width].diag() for i in range(0, len(a), width)]
             found[f"{module}.A"], found[f"{module}.B"] = right.contiguous(), left.contiguous()
-            found[f"{module}.H"], found[f"{module}.s"] = torch.cat(heads), torch.ones(self.heads, dtype=a.dtype)
+            found[f"{module}.H"], found[f"{module}.s"] = torch.cat(heads), torch.ones(len(heads), dtype=a.dtype)
         return ServerState(0, found)
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
@@ -59,7 +54,7 @@ class Ravan(Strategy):
             found[b] = torch.einsum("ohk,hkl->ohl", adapter[b].unflatten(1, heads.shape[:2]), heads).flatten(1)
         return found
 
-    def align(self, task: ClientTask, start: Mapping[str, Tensor], trained: Tensors) -> Tensors:
+    def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         folded = dict(trained)
         for module in lora.modules(trained):
             folded[f"{module}.H"] = self._scaled(trained, module).flatten(0, 1)
@@ -68,9 +63,18 @@ class Ravan(Strategy):
 
     def _scaled(self, adapter: Mapping[str, Tensor], module: str) -> Tensor:
         """Return s_i H_i of every head, (heads, rank / heads, rank / heads)."""
-        heads = adapter[f"{module}.H"].unflatten(0, (self.heads, -1))
-        scaled: Tensor = adapter[f"{module}.s"].view(-1, 1, 1) * heads
+        scales = adapter[f"{module}.s"]
+        scaled: Tensor = scales.view(-1, 1, 1) * adapter[f"{module}.H"].unflatten(0, (len(scales), -1))
         return scaled
+
+    def _heads(self, rank: int) -> int:
+        heads = self.heads or max(number for number in (1, 2, 3, 4) if rank % number == 0)
+        if rank % heads:
+            raise ConfigError(
+                f"strategy 'ravan' cannot divide lora_r={rank} into {heads} heads of one size; set lora_r to a "
+                "multiple of the option 'heads'."
+            )
+        return heads
 
     def trains(self, name: str, round: int) -> bool:
         return name.endswith((".H", ".s"))
@@ -79,5 +83,5 @@ class Ravan(Strategy):
         return name.endswith(".H")
 
     def check(self, training: LocalTraining) -> None:
-        if self.heads < 1:
-            raise ConfigError(f"option 'heads' of strategy 'ravan' is {self.heads}; expected 1 or more.")
+        if self.heads < 0:
+            raise ConfigError(f"option 'heads' of strategy 'ravan' is {self.heads}; expected 0 or more.")

@@ -292,9 +292,7 @@ def _adapters(plan: Plan, job: Job, compute: Compute, chosen: Mapping[str, Train
         adapters[BASE] = compute.initial()
     for name, training in chosen.items():
         folder = training.folder(plan.folder)
-        adapters[name] = read_trained(
-            job, arms.named(job, training.arm, {}).strategy, folder, EventLog(folder)
-        ).adapter
+        adapters[name] = read_trained(job, arms.named(job, name, {}), folder, EventLog(folder)).adapter
     return adapters
 
 

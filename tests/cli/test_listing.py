@@ -74,6 +74,26 @@ def test_a_strategy_tells_its_paper_and_options(fedit):
     assert "step towards the mean" in found["options"]["server_lr"]["help"]
 
 
+def test_a_strategy_tells_what_its_code_does(fedit):
+    found = next(entry for entry in read(fedit, "strategies") if entry["name"] == "fedit")
+    assert found["arxiv"] == ["2305.05644"]
+    assert (found["uploads"], found["downloads"]) == ("A, B", "A, B")
+    assert (found["exact"], found["mixed_ranks"]) == (False, False)
+    assert (found["central_dp"], found["secure_aggregation"]) == (True, True)
+    shown = fedit("list", "strategies").out
+    assert "no: exact aggregate, mixed ranks" in shown
+
+
+def test_bytes_on_a_model_are_told_for_strategies_alone(fedit, model_folder):
+    command = ("list", "strategies", "--model", str(model_folder("llama")), "--lora_r", "2")
+    found = {entry["name"]: entry for entry in json.loads(fedit(*command, "--json").out)}
+    assert found["fedit"]["bytes_up"] == 4 * 2 * 2 * (2 * 64 + 2 * 48)
+    assert "MB up" in fedit(*command).out
+    outcome = fedit("list", "partitions", "--model", "x")
+    assert outcome.code == 2
+    assert "fedit list strategies --model" in outcome.err
+
+
 def test_a_partition_tells_what_it_needs_and_its_options_as_settings(fedit):
     found = {entry["name"]: entry for entry in read(fedit, "partitions")}
     assert found["dirichlet"]["needs"] == "a category for every row"

@@ -181,6 +181,7 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
         "exact_match": "the launch of a run",
         "num_clusters": "partitioner cluster",
         "num_workers": "worker processes",
+        "upload_megabytes": "lora_r=auto",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 

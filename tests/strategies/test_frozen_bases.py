@@ -217,7 +217,14 @@ def test_heads_must_divide_the_rank():
     with pytest.raises(ConfigError, match="lora_r=4 into 3 heads"):
         Ravan(heads=3).init(fresh(0))
     with pytest.raises(ConfigError, match="heads"):
-        Ravan(heads=0).check(TRAINING)
+        Ravan(heads=-1).check(TRAINING)
+
+
+@pytest.mark.parametrize(("rank", "heads"), [(1, 1), (3, 3), (4, 4), (5, 1), (6, 3), (10, 2)])
+def test_by_default_there_are_as_many_heads_as_divide_the_rank(rank, heads):
+    made = Ravan().init({"m.A": torch.randn(rank, 12), "m.B": torch.zeros(11, rank)}).adapter
+    assert made["m.s"].shape == (heads,)
+    assert made["m.H"].shape == (rank, rank // heads)
 
 
 def test_only_the_heads_matrices_are_sent():

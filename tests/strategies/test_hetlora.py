@@ -189,7 +189,7 @@ def test_pruning_needs_a_tail_that_shrank_and_never_raises_the_rank_or_passes_th
     strategy = HetLoRA(gamma=gamma, min_rank=min_rank)
     start = tensors(seed)
     trained = {n: factor * t for n, t in start.items()}
-    after = strategy.align(task(start), start, trained)
+    after = strategy.align(start, trained, 2)
     kept = min(4, max(min_rank, int(gamma * 4)))
     result = LocalResult({n: after[n] - start[n] for n in start}, 1, {})
     extra, _ = strategy.finish(task(start), result, {})
@@ -206,7 +206,7 @@ def test_fresh_clients_do_not_prune():
     """Before the first aggregation B is zero: no tail is smaller than that."""
     start = {n: t * n.endswith(".A") for n, t in tensors(0).items()}
     for trained in (start, tensors(1)):
-        after = HetLoRA(min_rank=1).align(task(start, 1), start, trained)
+        after = HetLoRA(min_rank=1).align(start, trained, 1)
         assert_same(after, trained)
         result = LocalResult({n: after[n] - start[n] for n in start}, 1, {})
         assert HetLoRA(min_rank=1).finish(task(start, 1), result, {})[0] == {}
