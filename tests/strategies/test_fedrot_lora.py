@@ -31,7 +31,7 @@ def nearby(start, seed, size=0.05):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1.0, 0.7, 0.5, 0.01]))
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 def test_every_clients_product_is_kept(seed, round, strength):
     start, trained = tensors(seed), tensors(seed + 1)
     aligned = FedRotLoRA(strength).align(start, trained, round)

@@ -31,7 +31,7 @@ def model(adapted):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(5, 12), st.integers(5, 12), st.integers(0, 5))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_bases_are_orthonormal_and_give_the_product(seed, rank, out, width, missing):
     generator = torch.Generator().manual_seed(seed)
     b, a = torch.randn(out, rank, generator=generator), torch.randn(rank, width, generator=generator)
@@ -165,7 +165,7 @@ def test_unknown_bases_are_refused():
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]))
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 def test_heads_add_up(seed, heads):
     strategy = Ravan(heads)
     made = strategy.init(tensors(seed)).adapter

@@ -69,7 +69,7 @@ def test_a_client_of_the_servers_kind_is_sent_its_adapter_as_it_is():
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans())
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 def test_the_server_has_the_weighted_mean_of_zero_padded_factors(ranks, by_norm):
     strategy = HetLoRA(norm_weights=by_norm)
     scales = [(0.5, 1.0, 3.0)[k % 3] for k in range(len(ranks))]
@@ -160,7 +160,7 @@ def task(start, round=2):
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.3, 0.5, 0.99]))
-@settings(max_examples=15)
+@settings(deadline=None, max_examples=15)
 def test_the_penaltys_gradient_is_autograds(seed, gamma):
     strategy = HetLoRA(gamma=gamma, regularisation=0.7, min_rank=1)
     leaves = {n: t.requires_grad_() for n, t in tensors(seed).items()}
@@ -182,7 +182,7 @@ def test_at_zero_the_penalty_has_no_gradient():
 
 
 @given(st.integers(1, 5), st.floats(0.05, 1.0), st.floats(0.3, 1.5), st.integers(1, 4))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_pruning_needs_a_tail_that_shrank_and_never_raises_the_rank_or_passes_the_least(
     seed, gamma, factor, min_rank
 ):

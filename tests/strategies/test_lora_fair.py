@@ -27,7 +27,7 @@ def products_of(trained, weights, scales=None):
 @given(
     st.integers(0, 10**6), st.lists(st.integers(1, 20), min_size=2, max_size=5), st.sampled_from([0.01, 0.3, 5.0])
 )
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 def test_it_is_the_penalised_least_squares_solution(seed, weights, regularisation):
     server = ServerState(0, tensors(seed))
     updates, trained = random_updates(LoRAFair(), server, weights, 1, seed=seed)
