@@ -24,7 +24,9 @@ _FROZEN = "frozen"
 
 @dataclass(frozen=True)
 class FedSB(Strategy):
-    """Train R between frozen A and B: "m.R" (rank, rank), "m.A" (rank, in), "m.B" (out, rank).
+    """Train and average a small matrix between two frozen factors.
+
+    The adapter holds "m.R" (rank, rank), trained, and "m.A" (rank, in) and "m.B" (out, rank), frozen.
 
     bases: where A and B come from. "random": the run's seed. "first_update": round 1 trains plain factors, whose
            mean's singular vectors become A and B; they are sent in every later round.

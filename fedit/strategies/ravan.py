@@ -20,14 +20,15 @@ from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tenso
 
 @dataclass(frozen=True)
 class Ravan(Strategy):
-    """Train "m.H" (rank, rank / heads), the heads' matrices on top of each other, and "m.s" (heads,).
+    """Train and average small matrices between frozen factors, several heads a layer.
+
+    The adapter holds "m.H" (rank, rank / heads), the heads' matrices on top of each other, and "m.s" (heads,),
+    trained, and "m.A" (rank, in) and "m.B" (out, rank), frozen and orthonormal, so that heads do not overlap.
 
     heads: into which the adapter's rank is divided; 0: four, or the next smaller number that divides it.
     """
 
     heads: int = 0
-
-    # Frozen: "m.A" (rank, in) and "m.B" (out, rank), orthonormal and so without overlap between heads.
 
     def init(self, adapter: Tensors) -> ServerState:
         found: Tensors = {}
