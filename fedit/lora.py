@@ -1,12 +1,11 @@
-"""Low-rank products: their norms and bases without ever forming a matrix of the layer's size."""
+"""Low-rank products: norms and inner products of B A without forming a matrix of the layer's size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fedit.errors import ConfigError
 from fedit.types import LEDGER, Tensors
 
 
@@ -64,54 +63,63 @@ def cut_to(factors: Mapping[str, Tensor], partners: Mapping[str, Tensor]) -> Ten
     return cut
 
 
-def bases(b: Tensor, a: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (left, values, right) with orthonormal bases and ``b @ a == left @ diag(values) @ right``.
+def change(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], scale: float = 1.0) -> Tensors:
+    """Return factors of ``scale * (B_k A_k - B_t A_t)``: how far training moved each module's weight.
 
-    The values descend. Directions in which the product is zero are there all the same: on the left they are drawn
-    from ``seed``, on the right they complete ``a``'s row space. Found in float64, returned in ``b``'s dtype.
+    Where both have one rank they are [dB | B_t] and [A_k ; dA], which subtracts small numbers from small ones
+    and not one product from another that is nearly it.
 
-    b: (out, rank); a: (rank, in). left: (out, rank); values: (rank,); right: (rank, in).
-
-    Raises:
-        ConfigError: the layer is narrower than the rank.
+    start:   what a client received, "m.A" (rank, in) and "m.B" (out, rank); trained: what it ended with.
+    Returns: "m.A" (sum of both ranks, in) and "m.B" (out, sum of both ranks), the scale folded into B.
     """
-    _refuse_narrow(a.shape[0], min(b.shape[0], a.shape[1]))
-    rank = a.shape[0]
-    q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    u, values, v = torch.linalg.svd(r_b @ r_a.T)
-    left, right = q_b @ u, v @ q_a.T
-    kept = int((values > 1e-12 * values[0]).sum())
-    values[kept:] = 0
-    if kept < rank:
-        noise = torch.randn(
-            len(left), rank - kept, dtype=left.dtype, generator=torch.Generator().manual_seed(seed)
-        )
-        completed, _ = torch.linalg.qr(torch.cat([left[:, :kept], noise], 1))
-        left = torch.cat([left[:, :kept], completed[:, kept:]], 1)
-    # Singular vectors have no sign of their own.
-    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(left.dtype)
-    signs[:, kept:] = 1
-    return (left * signs).to(b.dtype), values.to(b.dtype), (right * signs.T).to(b.dtype)
+    moved: Tensors = {}
+    for module in modules(trained):
+        a, b = trained[f"{module}.A"], trained[f"{module}.B"]
+        a_start, b_start = start[f"{module}.A"], start[f"{module}.B"]
+        if a.shape == a_start.shape:
+            left, right = [b - b_start, b_start], [a, a - a_start]
+        else:
+            left, right = [b, -b_start], [a, a_start]
+        moved[f"{module}.A"] = torch.cat(right)
+        moved[f"{module}.B"] = scale * torch.cat(left, dim=1)
+    return moved
 
 
-def orthonormal_rows(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (b, a) with the same product and the same row space whose ``a`` has orthonormal rows.
+def gram(deltas: Sequence[Mapping[str, Tensor]], scales: Sequence[float] | None = None) -> Tensor:
+    """Return all inner products of the clients' products, <s_i B_i A_i, s_j B_j A_j> summed over the modules.
 
-    b: (out, rank); a: (rank, in), of full rank.
-
-    Raises:
-        ConfigError: the layer is narrower than the rank.
+    deltas: one set of factors a client, "m.A" (rank, in) and "m.B" (out, rank), of the same modules; ranks may
+            differ from client to client and from module to module.
+    scales: that each client's products are multiplied by; None: 1.
+    Returns: float64 (clients, clients), symmetric. `squared_distances` makes distances of it.
     """
-    _refuse_narrow(a.shape[0], a.shape[1])
-    q, r = torch.linalg.qr(a.double().T)
-    signs = r.diagonal().sign()
-    return (b.double() @ (signs[:, None] * r).T).to(b.dtype), (q * signs).T.contiguous().to(a.dtype)
+    count = len(deltas)
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for module in modules(deltas[0]) if deltas else []:
+        total += _gram_of([d[f"{module}.A"].double() for d in deltas], [d[f"{module}.B"].double() for d in deltas])
+    if scales is None:
+        return total
+    factors = torch.tensor(list(scales), dtype=torch.float64)
+    return total * torch.outer(factors, factors)
 
 
-def _refuse_narrow(rank: int, width: int) -> None:
-    if rank > width:
-        raise ConfigError(
-            f"a layer of width {width} has no {rank} orthogonal directions; set lora_r to {width} or less."
-        )
+def squared_distances(inner: Tensor) -> Tensor:
+    """Return |x_i - x_j|^2 from a matrix of inner products (see `gram`); none is below 0."""
+    squares = inner.diagonal()
+    return (squares[:, None] + squares[None, :] - 2 * inner).clamp(min=0.0)
+
+
+def _gram_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return the inner products of one module's products, by whichever way takes fewer multiplications."""
+    (out, _), (_, width) = b[0].shape, a[0].shape
+    ranks = [len(factor) for factor in a]
+    rank, count = sum(ranks), len(a)
+    if rank * out * width + count**2 * out * width < rank**2 * (out + width):
+        flat = torch.stack([(left @ right).flatten() for left, right in zip(b, a, strict=True)])
+        return flat @ flat.T
+    # <B_i A_i, B_j A_j> is the sum of the entries of (B_i^T B_j) * (A_i A_j^T): a block of both Gram matrices.
+    rows, columns = torch.cat(list(a)), torch.cat(list(b), dim=1)
+    entries = (rows @ rows.T) * (columns.T @ columns)
+    blocks = torch.zeros(count, rank, dtype=torch.float64)
+    blocks[torch.arange(count).repeat_interleave(torch.tensor(ranks)), torch.arange(rank)] = 1.0
+    return blocks @ entries @ blocks.T

@@ -158,7 +158,7 @@ def _one_round(
         bytes_up=tally.bytes_up,
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
-        diagnostics={**drift.report(mean), **bias.report(mean)},
+        diagnostics={**drift.report(mean), **bias.report(mean), **(strategy.metrics(after) if aggregated else {})},
     )
     return replace(state, round=number), record
 

@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fed_sb": "fedit.strategies.fed_sb:FedSB",
+    "fedex_lora": "fedit.strategies.fedex_lora:FedExLoRA",
     "fedit": "fedit.strategies.fedit:FedIT",
+    "fedmomentum": "fedit.strategies.fedmomentum:FedMomentum",
     "fedrot_lora": "fedit.strategies.fedrot_lora:FedRotLoRA",
     "fedsa_lora": "fedit.strategies.fedsa_lora:FedSALoRA",
+    "fedsvd": "fedit.strategies.fedsvd:FedSVD",
     "ffa_lora": "fedit.strategies.ffa_lora:FFALoRA",
+    "flexlora": "fedit.strategies.flexlora:FlexLoRA",
+    "flora": "fedit.strategies.flora:FLoRA",
     "hetlora": "fedit.strategies.hetlora:HetLoRA",
     "lora_fair": "fedit.strategies.lora_fair:LoRAFair",
     "ravan": "fedit.strategies.ravan:Ravan",

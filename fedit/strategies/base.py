@@ -49,6 +49,10 @@ class Strategy:
         """Return what the server's model runs: factors "m.A" and "m.B", and the ledger's under "ledger/m.A"."""
         return dict(with_ledger(self.factors(server.adapter), server.ledger))
 
+    def metrics(self, server: ServerState) -> dict[str, float]:
+        """Return what the record of a round says of the state after it, beside what every round's says."""
+        return {}
+
     # --- both halves ---
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedit import lora, seeds, tensors
+from fedit import lora, seeds, subspaces, tensors
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
@@ -92,7 +92,7 @@ def _split(adapter: Mapping[str, Tensor]) -> Tensors:
         a, b = adapter[f"{module}.A"], adapter[f"{module}.B"]
         # A was drawn by the run's seed: what follows from it is the same for server and clients.
         drawn = hashlib.sha256(a.contiguous().numpy().tobytes()).hexdigest()
-        left, values, right = lora.bases(b, a, seeds.derive(0, "bases", drawn))
+        left, values, right = subspaces.bases(b, a, seeds.derive(0, "bases", drawn))
         found |= {
             f"{module}.A": right.contiguous(),
             f"{module}.B": left.contiguous(),

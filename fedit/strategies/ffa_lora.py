@@ -6,7 +6,7 @@ adds to B is not multiplied by noise in A. Half as much is sent: A follows from 
 
 from dataclasses import dataclass
 
-from fedit import lora
+from fedit import lora, subspaces
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, ServerState, Tensors
 
@@ -26,7 +26,7 @@ class FFALoRA(Strategy):
         factors: Tensors = {}
         for module in lora.modules(adapter):
             a, b = f"{module}.A", f"{module}.B"
-            factors[b], factors[a] = lora.orthonormal_rows(adapter[b], adapter[a])
+            factors[b], factors[a] = subspaces.orthonormal_rows(adapter[b], adapter[a])
         return ServerState(0, factors)
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedit import lora
+from fedit import lora, subspaces
 from fedit.errors import ConfigError, NoUpdates
 from fedit.strategies.base import Strategy
 from fedit.tensors import RunningMean
@@ -172,6 +172,6 @@ def _sorted(adapter: Mapping[str, Tensor]) -> Tensors:
     """Return the same products from orthonormal rows of A, the largest singular value first."""
     found: Tensors = {}
     for module in lora.modules(adapter):
-        left, values, right = lora.bases(adapter[f"{module}.B"], adapter[f"{module}.A"], 0)
+        left, values, right = subspaces.bases(adapter[f"{module}.B"], adapter[f"{module}.A"], 0)
         found[f"{module}.A"], found[f"{module}.B"] = right.contiguous(), left * values
     return found

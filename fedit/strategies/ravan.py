@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedit import lora, seeds
+from fedit import lora, seeds, subspaces
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
@@ -36,7 +36,7 @@ class Ravan(Strategy):
             a, b = adapter[f"{module}.A"], adapter[f"{module}.B"]
             # A was drawn by the run's seed: what follows from it is the same for server and clients.
             drawn = hashlib.sha256(a.contiguous().numpy().tobytes()).hexdigest()
-            left, values, right = lora.bases(b, a, seeds.derive(0, "bases", drawn))
+            left, values, right = subspaces.bases(b, a, seeds.derive(0, "bases", drawn))
             width = len(a) // self._heads(len(a))
             heads = [values[i : i + width].diag() for i in range(0, len(a), width)]
             found[f"{module}.A"], found[f"{module}.B"] = right.contiguous(), left.contiguous()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny import make_rows
 
 from fedit.errors import ConfigError
-from fedit.lora import bases
 from fedit.rounds import broadcast_bytes
 from fedit.strategies.fed_sb import FedSB
 from fedit.strategies.ravan import Ravan
+from fedit.subspaces import bases
 from fedit.types import ClientFailure, ClientInfo, LocalTraining
 from fedit.worker import Worker
 
