@@ -135,7 +135,7 @@ def _update(
     rank = lora.rank_of(trained)
     info = ClientInfo(name, client.num_examples, rank, scale)
     sent = strategy.broadcast(server, info)
-    check_ranks(strategy, [info], [sent])
+    check_ranks(strategy, server, [info], [sent])
     start = _complete(sent, server)
     if unknown := sorted(set(start) - set(trained)):
         raise ModelError(f"{client.folder} lacks {unknown[0]}, which strategy '{type(strategy).__name__}' trains.")
@@ -151,6 +151,7 @@ def _update(
         if trained[tensor].shape != value.shape:
             shapes = f"{tuple(trained[tensor].shape)}; expected {tuple(value.shape)}"
             raise ModelError(f"{client.folder}: {tensor} has shape {shapes}.")
+    trained = strategy.align(start, trained, number)
     delta = {n: trained[n] - value for n, value in start.items() if strategy.uploads(n, number)}
     return start, ClientUpdate(name, number, client.num_examples, client.num_examples, delta, scale=scale)
 

@@ -118,7 +118,11 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
         clients=len(arm.clients),
         rounds=arm.rounds,
         strategy=job.config.strategy,
-        trainable_parameters=sum(tensor.numel() for tensor in server.adapter.values()),
+        trainable_parameters=sum(
+            tensor.numel()
+            for name, tensor in server.adapter.items()
+            if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
+        ),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)

@@ -85,7 +85,7 @@ def rehearse(
     played = []
     for number in range(1, rounds + 1):
         sent = [strategy.broadcast(server, client.info) for client in clients]
-        check_ranks(strategy, [client.info for client in clients], sent)
+        check_ranks(strategy, server, [client.info for client in clients], sent)
         start = strategy.init(initial).adapter
         starts = [_start(client, one, start) for client, one in zip(clients, sent, strict=True)]
         ends, updates = [], []
@@ -107,11 +107,17 @@ def rehearse(
     return played
 
 
-def check_ranks(strategy: Strategy, clients: Sequence[ClientInfo], sent: Sequence[Broadcast]) -> None:
-    """Raise ``ConfigError`` where a client of a rank of its own was sent an adapter of another one."""
+def check_ranks(
+    strategy: Strategy, server: ServerState, clients: Sequence[ClientInfo], sent: Sequence[Broadcast]
+) -> None:
+    """Raise ``ConfigError`` where a client of a rank of its own was sent an adapter of a larger one.
+
+    Whoever is sent no factors has them from the run's initial adapter, at the server's rank.
+    """
+    own = lora.rank_of(strategy.factors(server.adapter))
     for client, broadcast in zip(clients, sent, strict=True):
-        rank = _ranks(broadcast)
-        if client.rank is not None and rank not in (0, client.rank):
+        rank = _ranks(broadcast) or own
+        if client.rank is not None and rank > client.rank:
             raise ConfigError(
                 f"strategy '{type(strategy).__name__}' has one rank for all: it sends client '{client.client_id}' "
                 f"of rank {client.rank} an adapter of rank {rank}. Take a strategy for mixed ranks "
@@ -171,16 +177,18 @@ def _play(
     }
     steps = training.steps or 1
     metrics = {"loss": 1.0, "steps": float(steps), "tokens": 100.0, "supervised_tokens": 50.0, "rows": 8.0}
-    result = LocalResult(delta, steps, metrics, (training.learning_rate,) * steps)
     task = ClientTask(number, client.info.client_id, sent, training, seed)
+    trained = strategy.align(start, tensors.add(start, delta), number)
+    delta = tensors.sub(trained, start)
+    result = LocalResult(delta, steps, metrics, (training.learning_rate,) * steps)
     extra, memory = strategy.finish(task, result, client.state.memory)
-    private = {name: start[name] + delta[name] for name in start if not strategy.shares(name)}
+    private = {name: tensor for name, tensor in trained.items() if not strategy.shares(name)}
     client.state = ClientState(steps, private, memory)
     shared = {name: change for name, change in delta.items() if strategy.uploads(name, number)}
     own = client.info
     scale = 1.0 if sent.scale is None else sent.scale
     update = ClientUpdate(own.client_id, number, own.num_examples, own.num_examples, shared, extra, metrics, scale)
-    return tensors.add(start, delta), update
+    return trained, update
 
 
 def _error(

@@ -126,7 +126,7 @@ def _one_round(
     how = training(number)
     infos = [clients[client_id] for client_id in chosen]
     sent = [strategy.broadcast(server, info) for info in infos]
-    check_ranks(strategy, infos, sent)
+    check_ranks(strategy, server, infos, sent)
     tasks = [
         ClientTask(number, client_id, broadcast, how, seeds.derive(seed, "train", number, client_id))
         for client_id, broadcast in zip(chosen, sent, strict=True)

@@ -106,6 +106,14 @@ class Strategy:
             or type(self).correct_parameters is not Strategy.correct_parameters
         )
 
+    def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
+        """Return what the client trained in the form in which it counts from here on, all tensors of it.
+
+        Where several adapters are one model, an algorithm chooses among them here, before the change from
+        ``start``, what the client started from, is taken.
+        """
+        return trained
+
     def finish(self, task: ClientTask, result: LocalResult, memory: Tensors) -> tuple[Tensors, Tensors]:
         """Return ``(extra to send, memory to keep)``."""
         return {}, memory

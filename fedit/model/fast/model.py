@@ -136,7 +136,7 @@ class _Run(torch.autograd.Function):
         there = [
             index
             for index, (parameter, gradient) in enumerate(zip(ctx.inputs, gradients, strict=True))
-            if parameter.grad is not None and gradient is not None
+            if parameter.is_leaf and parameter.grad is not None and gradient is not None
         ]
         if there:
             torch._foreach_add_([ctx.inputs[i].grad for i in there], [gradients[i] for i in there])
