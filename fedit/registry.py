@@ -6,11 +6,13 @@ import importlib.util
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from fedit.errors import ConfigError, UnknownName, did_you_mean
+
+_UNIONS = (typing.Union, types.UnionType)
 
 
 def find(kind: str, name: str, table: Mapping[str, str], base: type) -> type:
@@ -56,29 +58,32 @@ def _must_be_given(field: "dataclasses.Field[object]") -> bool:
 
 
 def _check_type(kind: str, name: str, option: str, value: object, expected: object) -> None:
-    accepted = list(_alternatives(expected))
-    if not any(_fits(value, one) for one in accepted):
-        wanted = " or ".join(getattr(one, "__name__", repr(one)) for one in accepted)
+    if not _fits(value, expected):
+        wanted = _in_words(expected)
         raise ConfigError(f"option '{option}' of {kind} '{name}' is {value!r}; expected {wanted}.")
 
 
-def _alternatives(expected: object) -> Iterator[object]:
-    """Yield the types and literal values that a field's annotation admits."""
-    if typing.get_origin(expected) in (typing.Union, types.UnionType):
-        for one in typing.get_args(expected):
-            yield from _alternatives(one)
-    elif typing.get_origin(expected) is typing.Literal:
-        yield from typing.get_args(expected)
-    else:
-        yield expected
-
-
-def _fits(value: object, accepted: object) -> bool:
-    if not isinstance(accepted, type):
-        return type(value) is type(accepted) and value == accepted
+def _fits(value: object, expected: object) -> bool:
+    """Return whether an annotation admits a value; those that are no class, union or literal admit all."""
+    origin = typing.get_origin(expected)
+    if origin in _UNIONS:
+        return any(_fits(value, one) for one in typing.get_args(expected))
+    if origin is typing.Literal:
+        return any(type(value) is type(one) and value == one for one in typing.get_args(expected))
+    accepted = origin or expected
+    if accepted is typing.Any or not isinstance(accepted, type):
+        return True
     if isinstance(value, bool):
-        return accepted is bool
+        return accepted in (bool, object)
     return isinstance(value, (int, float) if accepted is float else accepted)
+
+
+def _in_words(expected: object) -> str:
+    if typing.get_origin(expected) in _UNIONS:
+        return " or ".join(_in_words(one) for one in typing.get_args(expected))
+    if typing.get_origin(expected) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(expected)))
+    return "None" if expected is types.NoneType else getattr(expected, "__name__", str(expected))
 
 
 def _from_file(kind: str, name: str, base: type) -> type:

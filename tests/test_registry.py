@@ -18,7 +18,7 @@ def write(tmp_path, text):
 
 MINE = """
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from fedit.strategies.base import Strategy
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Mine(Strategy):
 class Either(Strategy):
     tau: float | Literal["auto"] = 1.0
     depth: Literal[1, 2] | None = None
+    sizes: tuple[int, ...] = ()
+    anything: Any = None
 
 @dataclass(frozen=True)
 class Needy(Strategy):
@@ -73,7 +75,16 @@ def test_an_option_of_the_wrong_type_is_refused(tmp_path, option, value):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("tau", "auto"), ("tau", 0.5), ("tau", 2), ("depth", 1), ("depth", None)]
+    ("option", "value"),
+    [
+        ("tau", "auto"),
+        ("tau", 0.5),
+        ("tau", 2),
+        ("depth", 1),
+        ("depth", None),
+        ("sizes", (1, 2)),
+        ("anything", True),
+    ],
 )
 def test_an_option_may_have_several_types_and_values(tmp_path, option, value):
     assert getattr(build_strategy(f"{write(tmp_path, MINE)}:Either", {option: value}), option) == value
@@ -85,9 +96,10 @@ def test_an_option_may_have_several_types_and_values(tmp_path, option, value):
         ("tau", "automatic", "float or 'auto'"),
         ("tau", True, "float or 'auto'"),
         ("tau", None, "float or 'auto'"),
-        ("depth", 3, "1 or 2 or NoneType"),
-        ("depth", True, "1 or 2 or NoneType"),
-        ("depth", 1.0, "1 or 2 or NoneType"),
+        ("depth", 3, "1 or 2 or None"),
+        ("depth", True, "1 or 2 or None"),
+        ("depth", 1.0, "1 or 2 or None"),
+        ("sizes", 3, "tuple"),
     ],
 )
 def test_an_option_that_is_none_of_several_is_refused(tmp_path, option, value, expected):

@@ -4,8 +4,6 @@
 
 d is the mean of the clients' deltas, whose own square enters v, not that of m. The paper starts with m = 0 and
 v = tau^2 and corrects no bias.
-
-Deviation: the paper's mean over clients is uniform; here it is weighted as the job says.
 """
 
 import logging
@@ -49,6 +47,7 @@ def step(
     corrected: beta2, where the moments are to be divided by 1 - beta^t; v then starts at 0 and not at tau^2,
                as bias correction supposes. None: the paper.
     """
+    # Deviation: the paper's mean over clients is uniform; the one given here is weighted as the job says.
     memory = server.memory or _start(delta, tau, from_zero=corrected is not None)
     if not memory:
         return server

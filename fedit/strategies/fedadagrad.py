@@ -2,8 +2,8 @@
 
 "Adaptive Federated Optimization."
 
-The second moment is the sum of all rounds' squares, so that steps only ever get
-shorter. The moments live in the coordinates of the factors.
+The second moment is the sum of all rounds' squares, so that steps only ever get shorter. The moments live in
+the coordinates of the factors.
 """
 
 from dataclasses import dataclass
