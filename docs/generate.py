@@ -86,6 +86,12 @@ def algorithms_page() -> str:
         can = (own.exact, own.mixed_ranks, own.secure_aggregation, own.central_dp)
         marks = " | ".join("yes" if able else "no" for able in can)
         lines.append(f"| `{own.name}` | {own.uploads} | {own.downloads} | {up:.2f} | {down:.2f} | {marks} |")
+    lines += [
+        "",
+        "Momentum, moments and control variates of servers and clients live in the coordinates of the factors",
+        "and mean something only while these stay. A job has one strategy, so none of them is carried over a",
+        "change of basis, such as a singular value decomposition, that another algorithm makes.",
+    ]
     lines += ["", "## Partitions", "", "| name | needs | what it does | options |", "|---|---|---|---|"]
     for name, scheme in PARTITIONS.items():
         options = ", ".join(f"`{option}`" for option in sorted(scheme.options)) or "none"

@@ -57,12 +57,16 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
     def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
 
+    chosen = job.strategy
+    if strategy:
+        chosen = build_strategy(strategy, {})
+        chosen.check(job.training())
     members = {client: [client] for client in job.clients}
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
-        build_strategy(strategy, {}) if strategy else job.strategy,
+        chosen,
         choose,
         lambda round: job.training(),
         job.config.min_clients,

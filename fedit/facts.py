@@ -105,10 +105,11 @@ def _kinds(adapter: Tensors, extra: Tensors, *, ledger: bool = False) -> str:
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in sorted(adapter, key=_last)))
     kinds += [LEDGER.rstrip("/")] if ledger else []
     modules = "|".join(map(re.escape, SHAPES))
-    return (
-        ", ".join([*kinds, *dict.fromkeys(re.sub(rf"({modules})\.?", "", name) for name in sorted(extra))])
-        or "nothing"
-    )
+    own = dict.fromkeys(re.sub(rf"({modules})\.?", "", name) for name in sorted(extra))
+    said = ", ".join(kinds)
+    if own:
+        said += f"{' + ' if said else ''}{', '.join(own)} of its own"
+    return said or "nothing"
 
 
 def _last(name: str) -> str:

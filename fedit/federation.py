@@ -49,6 +49,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             training=arm.training,
             seed=job.config.seed,
             min_clients=arm.min_clients,
+            # Tokens are counted by training; until then every client weighs the same.
+            weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
         ):
             server = state
             with log.together():

@@ -4,8 +4,9 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -36,14 +37,14 @@ def build(kind: str, name: str, options: Mapping[str, object], table: Mapping[st
     """
     cls = find(kind, name, table, base)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    types = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
     for option, value in options.items():
         if option not in fields:
             known = ", ".join(sorted(fields)) or "none"
             raise ConfigError(
                 f"{kind} '{name}' has no option '{option}'{did_you_mean(option, fields)} Its options: {known}."
             )
-        _check_type(kind, name, option, value, types[option])
+        _check_type(kind, name, option, value, hints[option])
     missing = [f.name for f in fields.values() if f.name not in options and _must_be_given(f)]
     if missing:
         raise ConfigError(f"{kind} '{name}' needs {kind}_options for: {', '.join(missing)}.")
@@ -55,11 +56,29 @@ def _must_be_given(field: "dataclasses.Field[object]") -> bool:
 
 
 def _check_type(kind: str, name: str, option: str, value: object, expected: object) -> None:
-    accepted = (int, float) if expected is float else expected
-    wrong_bool = isinstance(value, bool) and expected is not bool
-    if isinstance(accepted, type | tuple) and (wrong_bool or not isinstance(value, accepted)):
-        wanted = getattr(expected, "__name__", str(expected))
+    accepted = list(_alternatives(expected))
+    if not any(_fits(value, one) for one in accepted):
+        wanted = " or ".join(getattr(one, "__name__", repr(one)) for one in accepted)
         raise ConfigError(f"option '{option}' of {kind} '{name}' is {value!r}; expected {wanted}.")
+
+
+def _alternatives(expected: object) -> Iterator[object]:
+    """Yield the types and literal values that a field's annotation admits."""
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        for one in typing.get_args(expected):
+            yield from _alternatives(one)
+    elif typing.get_origin(expected) is typing.Literal:
+        yield from typing.get_args(expected)
+    else:
+        yield expected
+
+
+def _fits(value: object, accepted: object) -> bool:
+    if not isinstance(accepted, type):
+        return type(value) is type(accepted) and value == accepted
+    if isinstance(value, bool):
+        return accepted is bool
+    return isinstance(value, (int, float) if accepted is float else accepted)
 
 
 def _from_file(kind: str, name: str, base: type) -> type:

@@ -75,6 +75,7 @@ def run_rounds(
     training: Callable[[int], LocalTraining],
     seed: int,
     min_clients: int = 1,
+    weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -82,6 +83,8 @@ def run_rounds(
 
     cohort:   (clients, round) -> ids of those who take part, sorted.
     training: round -> how clients train in it.
+    weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
+              clients, and not only over a cohort, need it.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -89,9 +92,12 @@ def run_rounds(
     clients = {client.client_id: client for client in engine.clients()}
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
+    weights = {client_id: weigh(client) for client_id, client in clients.items()}
     empty = 0
     while server.round < rounds:
-        server, record = _one_round(server, engine, strategy, clients, cohort, training, seed, min_clients)
+        server, record = _one_round(
+            server, engine, strategy, clients, weights, cohort, training, seed, min_clients
+        )
         empty = 0 if record.aggregated else empty + 1
         yield server, record
         if empty == MOST_EMPTY_ROUNDS:
@@ -108,6 +114,7 @@ def _one_round(
     engine: Engine,
     strategy: Strategy,
     clients: dict[str, ClientInfo],
+    weights: dict[str, float],
     cohort: Callable[[Sequence[ClientInfo], int], list[str]],
     training: Callable[[int], LocalTraining],
     seed: int,
@@ -139,6 +146,7 @@ def _one_round(
         observe,
         starts=_starts(strategy, server, tasks),
         uploads=partial(strategy.uploads, round=number),
+        weights=weights,
     )
     try:
         after = strategy.aggregate(server, updates)

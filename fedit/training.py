@@ -77,6 +77,7 @@ class LocalJob:
     correct:         (parameters, gradients) -> None, changes gradients before they are clipped.
     factors:         parameters -> the factors that the model runs, differentiable; None: they are the same.
     scale:           that the model multiplies B A by; None: its own at that rank.
+    correct_after:   (parameters, learning rate) -> None, changes parameters after a step.
     """
 
     rows: Sequence[TokenRow]
@@ -90,6 +91,7 @@ class LocalJob:
     correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
     factors: Factors | None = None
     scale: float | None = None
+    correct_after: Callable[[Mapping[str, Tensor], float], None] | None = None
 
 
 class Optimisation:
@@ -151,10 +153,14 @@ class Optimisation:
         tokens = sum(len(row.ids) for row in rows)
         rate = learning_rate(training, self.job.round, self._done, self._total, tokens if training.tokens else 1)
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        self.job.correct(self.parameters, grads)
+        with torch.no_grad():
+            self.job.correct(self.parameters, grads)
         if training.max_grad_norm > 0:
             _clip(self._optimizer.gradients(), training.max_grad_norm, self.progress.steps)
         self._optimizer.step(rate)
+        if self.job.correct_after is not None:
+            with torch.no_grad():
+                self.job.correct_after(self.parameters, rate)
         _count(self.progress, rows, self._chosen, nll, rate)
 
     def state(self) -> Tensors:

@@ -23,6 +23,8 @@ class Updates:
 
     adapter: what the clients started from; starts: by client id, what those started from that did not.
     uploads: which of its tensors a client sends.
+    weights: what every client of the federation weighs, in this cohort or not, as far as that is known before
+             training; None: this cohort is the federation.
     deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
     alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
@@ -35,6 +37,7 @@ class Updates:
         *,
         starts: Mapping[str, Mapping[str, Tensor]] | None = None,
         uploads: Callable[[str], bool] = lambda name: True,
+        weights: Mapping[str, float] | None = None,
         sealed: bool = False,
     ) -> None:
         self._results = results
@@ -43,6 +46,8 @@ class Updates:
         self._uploads = uploads
         self._layout = self._layout_from(adapter)
         self._observe = observe
+        self._weights = weights
+        self._delivered = 0.0
         self._consumed = False
         self.sealed = sealed
         self.alike = True
@@ -59,6 +64,14 @@ class Updates:
         if self.sealed:
             raise SealedUpdates("single updates are hidden; only the cohort's mean may be seen")
         return self._accepted()
+
+    @property
+    def participation(self) -> float:
+        """Share of the whole federation, by weight, that the updates read so far come from.
+
+        A sum over clients of which only a cohort delivered is this times the cohort's mean.
+        """
+        return 1.0 if self._weights is None else self._delivered / sum(self._weights.values())
 
     def trained(self, update: ClientUpdate) -> Tensors:
         """Return the adapter that ``update``'s client ended with: what it started from plus its delta."""
@@ -99,6 +112,8 @@ class Updates:
     def _accept(self, update: ClientUpdate) -> ClientUpdate:
         if tensors.can_flatten(update.delta):
             update = replace(update, delta=tensors.flatten(update.delta))
+        if self._weights is not None:
+            self._delivered += self._weights[update.client_id]
         self.alike = self.alike and tensors.layout_of(update.delta) is self._layout
         squares = (
             self.deltas.add(update.delta, update.weight) if self.alike else tensors.dot(update.delta, update.delta)

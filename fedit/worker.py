@@ -1,7 +1,7 @@
 """The client half of a round: a task becomes an update. The same object wherever clients run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from fedit import lora, seeds, tensors
@@ -140,6 +140,14 @@ class Worker:
 
     def _job(self, start: "_Start") -> LocalJob:
         task, memory = start.task, start.state.memory
+        corrects = self._strategy.corrects
+        if corrects:
+            # Once a round: every step needs what the client was sent and what it remembers.
+            sent = task.broadcast
+            near = replace(
+                sent, adapter=self._model.on_device(sent.adapter), extra=self._model.on_device(sent.extra)
+            )
+            task, memory = replace(task, broadcast=near), self._model.on_device(memory)
         return LocalJob(
             start.rows,
             task.training,
@@ -150,6 +158,11 @@ class Worker:
             trainable=[name for name in start.adapter if self._strategy.trains(name, task.round)],
             optimizer_state=start.state.optimizer,
             correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, memory),
+            correct_after=(
+                (lambda params, rate: self._strategy.correct_parameters(task, params, rate, memory))
+                if corrects
+                else None
+            ),
             factors=self._strategy.factors if self._strategy.composes else None,
             scale=task.broadcast.scale,
         )

@@ -18,6 +18,7 @@ def write(tmp_path, text):
 
 MINE = """
 from dataclasses import dataclass
+from typing import Literal
 from fedit.strategies.base import Strategy
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Mine(Strategy):
     name: str = "x"
     count: int = 2
     on: bool = False
+
+@dataclass(frozen=True)
+class Either(Strategy):
+    tau: float | Literal["auto"] = 1.0
+    depth: Literal[1, 2] | None = None
 
 @dataclass(frozen=True)
 class Needy(Strategy):
@@ -64,6 +70,29 @@ def test_an_option_of_the_wrong_type_is_refused(tmp_path, option, value):
     path = write(tmp_path, MINE)
     with pytest.raises(ConfigError, match=f"option '{option}' of strategy .* expected"):
         build_strategy(f"{path}:Mine", {option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("tau", "auto"), ("tau", 0.5), ("tau", 2), ("depth", 1), ("depth", None)]
+)
+def test_an_option_may_have_several_types_and_values(tmp_path, option, value):
+    assert getattr(build_strategy(f"{write(tmp_path, MINE)}:Either", {option: value}), option) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("tau", "automatic", "float or 'auto'"),
+        ("tau", True, "float or 'auto'"),
+        ("tau", None, "float or 'auto'"),
+        ("depth", 3, "1 or 2 or NoneType"),
+        ("depth", True, "1 or 2 or NoneType"),
+        ("depth", 1.0, "1 or 2 or NoneType"),
+    ],
+)
+def test_an_option_that_is_none_of_several_is_refused(tmp_path, option, value, expected):
+    with pytest.raises(ConfigError, match=f"option '{option}' of strategy .* is {value!r}; expected {expected}"):
+        build_strategy(f"{write(tmp_path, MINE)}:Either", {option: value})
 
 
 def test_a_whole_number_is_a_good_float(tmp_path):

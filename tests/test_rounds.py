@@ -9,6 +9,7 @@ import torch
 from fedit import cohort
 from fedit.errors import RoundError
 from fedit.rounds import run_rounds
+from fedit.strategies.base import Strategy
 from fedit.strategies.fedit import FedIT
 from fedit.tensors import Flat
 from fedit.types import ClientFailure, ClientInfo, ClientUpdate, LocalTraining, ServerState
@@ -53,12 +54,12 @@ class Arithmetic:
             yield spoil(update) if spoil else update
 
 
-def go(engine, rounds=2, start=None, per_round=1.0, **options):
+def go(engine, rounds=2, start=None, per_round=1.0, strategy=None, **options):
     return list(
         run_rounds(
             start or ServerState(0, zeros()),
             engine,
-            FedIT(),
+            strategy or FedIT(),
             rounds=rounds,
             cohort=lambda clients, round: cohort.uniform(clients, per_round, seed=0, round=round),
             training=lambda round: LocalTraining(learning_rate=0.1 * round, num_rounds=rounds, steps=1),
@@ -211,3 +212,22 @@ def test_adapters_stay_flat_from_round_to_round():
     engine = Arithmetic()
     assert all(isinstance(state.adapter, Flat) for state, _ in go(engine, rounds=2))
     assert all(isinstance(task.broadcast.adapter, Flat) for task in engine.tasks)
+
+
+def test_strategies_learn_which_share_of_the_federation_delivered():
+    """By examples, or however clients weigh, and only of those whose update is usable."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Asks(Strategy):
+        def aggregate(self, server, updates):
+            after = super().aggregate(server, updates)
+            seen.append(updates.participation)
+            return after
+
+    for options, expected in (({}, [0.9, 1.0]), ({"weigh": lambda client: 1.0}, [0.75, 1.0])):
+        go(Arithmetic(spoil={(1, "c0"): fail}), strategy=Asks(), **options)
+        assert seen == expected
+        seen.clear()
+    go(Arithmetic(), rounds=1, strategy=Asks(), per_round=0.5)
+    assert 0 < seen[0] < 1

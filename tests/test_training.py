@@ -154,6 +154,22 @@ def test_a_strategy_may_correct_gradients_before_they_are_clipped(model, start):
     assert_same(after, start)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_strategy_may_correct_parameters_after_each_step(model, start, optimizer):
+    rates = []
+
+    def back(params, rate):
+        rates.append(rate)
+        for name, param in params.items():
+            param.copy_(start[name])
+
+    training = how(steps=3, optimizer=optimizer, schedule="linear")
+    after, progress, _ = fit(model, start, training, correct_after=back)
+    assert_same(after, start)
+    assert rates == progress.learning_rates
+    assert len(set(rates)) == 3
+
+
 def test_every_step_is_told(model, start):
     told = []
     fit(model, start, how(steps=3, batch_size=2), on_step=lambda p: told.append((p.steps, p.examples)))

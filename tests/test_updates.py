@@ -156,3 +156,21 @@ def test_a_strategy_that_reads_every_update_leaves_the_mean_to_others():
 def test_deltas_of_several_dtypes_are_averaged_too():
     odd = changed(update("a", 2.0), m_B=torch.full((4, 2), 2.0, dtype=torch.float64))
     assert Updates([odd, update("b", 4.0)], EXPECTED).mean().delta["m.A"][0, 0] == 3.0
+
+
+def test_participation_is_the_weight_of_who_delivered_among_the_whole_federation():
+    weights = {"a": 10.0, "b": 30.0, "c": 40.0, "absent": 20.0}
+    bad = changed(update("c"), m_A=torch.full((2, 3), float("nan")))
+    sent = [update("a", 1.0, 10), ClientFailure("x", 1, "gone"), bad, update("b", 2.0, 30)]
+    updates = Updates(sent, EXPECTED, weights=weights)
+    assert updates.participation == 0
+    mean = updates.mean()
+    assert updates.participation == 0.4
+    # a sum over all clients, of which the cohort's part is this
+    assert updates.participation * mean.delta["m.A"][0, 0] == pytest.approx((10 * 1 + 30 * 2) / 100)
+
+
+def test_a_cohort_of_unknown_federation_is_all_of_it():
+    updates = Updates([update("a")], EXPECTED)
+    updates.mean()
+    assert updates.participation == 1

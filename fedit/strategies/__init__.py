@@ -10,12 +10,20 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fed_sb": "fedit.strategies.fed_sb:FedSB",
+    "fedadagrad": "fedit.strategies.fedadagrad:FedAdagrad",
+    "fedadam": "fedit.strategies.fedadam:FedAdam",
+    "fedavg": "fedit.strategies.fedavg:FedAvg",
+    "fedavgm": "fedit.strategies.fedavgm:FedAvgM",
+    "feddyn": "fedit.strategies.feddyn:FedDyn",
     "fedex_lora": "fedit.strategies.fedex_lora:FedExLoRA",
     "fedit": "fedit.strategies.fedit:FedIT",
     "fedmomentum": "fedit.strategies.fedmomentum:FedMomentum",
+    "fednova": "fedit.strategies.fednova:FedNova",
+    "fedprox": "fedit.strategies.fedprox:FedProx",
     "fedrot_lora": "fedit.strategies.fedrot_lora:FedRotLoRA",
     "fedsa_lora": "fedit.strategies.fedsa_lora:FedSALoRA",
     "fedsvd": "fedit.strategies.fedsvd:FedSVD",
+    "fedyogi": "fedit.strategies.fedyogi:FedYogi",
     "ffa_lora": "fedit.strategies.ffa_lora:FFALoRA",
     "flexlora": "fedit.strategies.flexlora:FlexLoRA",
     "flora": "fedit.strategies.flora:FLoRA",
@@ -23,6 +31,7 @@ STRATEGIES: dict[str, str] = {
     "lora_fair": "fedit.strategies.lora_fair:LoRAFair",
     "ravan": "fedit.strategies.ravan:Ravan",
     "rolora": "fedit.strategies.rolora:RoLoRA",
+    "scaffold": "fedit.strategies.scaffold:Scaffold",
 }
 
 

@@ -85,7 +85,26 @@ class Strategy:
     def correct_gradients(
         self, task: ClientTask, params: Mapping[str, Tensor], grads: Mapping[str, Tensor], memory: Tensors
     ) -> None:
-        """Change ``grads`` in place before an optimizer step."""
+        """Change ``grads`` in place before they are clipped and an optimizer step is taken.
+
+        Everything is on one device: what ``task`` was sent, ``params``, ``grads`` and the client's ``memory``.
+        """
+
+    def correct_parameters(
+        self, task: ClientTask, params: Mapping[str, Tensor], learning_rate: float, memory: Tensors
+    ) -> None:
+        """Change ``params`` in place after an optimizer step, without a graph; devices as in `correct_gradients`.
+
+        learning_rate: of the step that was taken.
+        """
+
+    @property
+    def corrects(self) -> bool:
+        """Whether gradients or parameters are changed around an optimizer step."""
+        return (
+            type(self).correct_gradients is not Strategy.correct_gradients
+            or type(self).correct_parameters is not Strategy.correct_parameters
+        )
 
     def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         """Return what the client trained in the form in which it counts from here on, all tensors of it.

@@ -147,6 +147,8 @@ def _one_seed(plan: Plan, seed: int) -> None:
     """Deal the rows with one seed, train all arms and measure the chosen ones."""
     folder = plan.folder / f"seed-{seed}"
     with _prepared(plan.config.model_copy(update={"seed": seed}), folder, plan.listener) as (job, compute):
+        for strategy in plan.study.strategies:
+            arms.federated(job, strategy)  # one that cannot work is refused before any other has trained for hours
         first, later = first_arms(job, plan.study), later_arms(job, plan.study)
         rates = plan.rates if seed == plan.seeds[0] else None
         _tell_estimate(plan, job, compute, [*first, *later])
