@@ -108,7 +108,8 @@ class Worker:
         if isinstance(outcome, TrainingFailed):
             return ClientFailure(task.client_id, task.round, str(outcome))
         progress, optimizer, trained = outcome
-        trained = self._strategy.align(start.adapter, trained, task.round)
+        if tensors.is_finite(trained):  # decompositions do not take NaN
+            trained = self._strategy.align(start.adapter, trained, task.round)
         delta = tensors.sub(trained, start.adapter)
         if not tensors.is_finite(delta):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")

@@ -14,6 +14,7 @@ from fedit.crew import Crew, CrewError, follower_environments
 from fedit.errors import ConfigError
 from fedit.launch import run
 from fedit.prepare import load_model
+from fedit.strategies.fed_sb import FedSB
 from fedit.training import LocalJob, Trainer
 from fedit.types import LocalTraining
 
@@ -76,6 +77,36 @@ def test_a_crew_trains_what_one_process_does(model_folder, kind, size):
 
 def vars_of(how):
     return {name: getattr(how, name) for name in how.__dataclass_fields__}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_crew_trains_what_stands_for_factors(model_folder, kind):
+    config = config_of(model_folder(kind))
+    model = load_model(config)
+    adapter = FedSB().init(random_adapter(model, 1)).adapter
+    how = LocalTraining(learning_rate=0.05, num_rounds=1, steps=3, batch_size=4)
+    job = LocalJob(
+        make_rows([20, 33, 7, 15, 28, 11], seed=1),
+        how,
+        round=1,
+        batches_seen=0,
+        data_seed=0,
+        noise_seed=5,
+        trainable=[name for name in adapter if name.endswith(".R")],
+        optimizer_state={},
+        correct=lambda params, grads: None,
+        factors=FedSB().factors,
+    )
+    expected = Trainer(model).train(job, adapter)[2]
+    crew = start(model, config, 2)
+    try:
+        found = Trainer(model, crew).train(job, adapter)[2]
+    finally:
+        crew.close()
+    for name in adapter:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-11)
+        assert torch.equal(found[name], adapter[name]) == (not name.endswith(".R"))
 
 
 @pytest.mark.slow

@@ -251,6 +251,24 @@ def test_tensors_left_out_of_a_broadcast_are_those_the_client_has(model, strateg
         server = aggregate(strategy, server, [result], round=round, starts={"a": held})
 
 
+@pytest.mark.parametrize("worst", ["nan", "inf"])
+def test_a_client_that_learns_to_infinity_is_a_failure(model, strategy, worst):
+    """Aligning or splitting such tensors would end the run, not the client."""
+    server = replace(strategy.init(model.initial(0)), scale=model.scale)
+    moved = {n: t if n.endswith(".A") else t + 0.1 for n, t in server.adapter.items()}
+    there = Worker(model, DATA, strategy, seed=0)
+    train = there._trainer.train
+
+    def broken(*args):
+        progress, state, trained = train(*args)
+        return progress, state, {name: tensor + float(worst) for name, tensor in trained.items()}
+
+    there._trainer.train = broken
+    failed = there.train(task(strategy, replace(server, adapter=moved), "a", 1))
+    assert isinstance(failed, ClientFailure)
+    assert "not finite" in failed.reason
+
+
 def test_a_federation_learns(model, strategy):
     data = {name: make_rows([12] * 3, k) for k, name in enumerate("abc")}
     how = replace(HOW, learning_rate=0.05, num_rounds=6, steps=4, batch_size=3)
