@@ -1,8 +1,9 @@
-"""Low-rank products: norms of B A without ever forming a matrix of the layer's size."""
+"""Low-rank products: norms and inner products of B A without forming a matrix of the layer's size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from fedit.types import Tensors
@@ -34,3 +35,65 @@ def cut_to(factors: Mapping[str, Tensor], partners: Mapping[str, Tensor]) -> Ten
         elif factor == "B" and f"{module}.A" in partners:
             cut[name] = tensor[:, : partners[f"{module}.A"].shape[0]]
     return cut
+
+
+def change(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], scale: float = 1.0) -> Tensors:
+    """Return factors of ``scale * (B_k A_k - B_t A_t)``: how far training moved each module's weight.
+
+    Where both have one rank they are [dB | B_t] and [A_k ; dA], which subtracts small numbers from small ones
+    and not one product from another that is nearly it.
+
+    start:   what a client received, "m.A" (rank, in) and "m.B" (out, rank); trained: what it ended with.
+    Returns: "m.A" (sum of both ranks, in) and "m.B" (out, sum of both ranks), the scale folded into B.
+    """
+    moved: Tensors = {}
+    for module in modules(trained):
+        a, b = trained[f"{module}.A"], trained[f"{module}.B"]
+        a_start, b_start = start[f"{module}.A"], start[f"{module}.B"]
+        if a.shape == a_start.shape:
+            left, right = [b - b_start, b_start], [a, a - a_start]
+        else:
+            left, right = [b, -b_start], [a, a_start]
+        moved[f"{module}.A"] = torch.cat(right)
+        moved[f"{module}.B"] = scale * torch.cat(left, dim=1)
+    return moved
+
+
+def gram(deltas: Sequence[Mapping[str, Tensor]], scales: Sequence[float] | None = None) -> Tensor:
+    """Return all inner products of the clients' products, <s_i B_i A_i, s_j B_j A_j> summed over the modules.
+
+    deltas: one set of factors a client, "m.A" (rank, in) and "m.B" (out, rank), of the same modules; ranks may
+            differ from client to client and from module to module.
+    scales: that each client's products are multiplied by; None: 1.
+    Returns: float64 (clients, clients), symmetric. `squared_distances` makes distances of it.
+    """
+    count = len(deltas)
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for module in modules(deltas[0]) if deltas else []:
+        total += _gram_of([d[f"{module}.A"].double() for d in deltas], [d[f"{module}.B"].double() for d in deltas])
+    if scales is None:
+        return total
+    factors = torch.tensor(list(scales), dtype=torch.float64)
+    return total * torch.outer(factors, factors)
+
+
+def squared_distances(inner: Tensor) -> Tensor:
+    """Return |x_i - x_j|^2 from a matrix of inner products (see `gram`); none is below 0."""
+    squares = inner.diagonal()
+    return (squares[:, None] + squares[None, :] - 2 * inner).clamp(min=0.0)
+
+
+def _gram_of(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return the inner products of one module's products, by whichever way takes fewer multiplications."""
+    (out, _), (_, width) = b[0].shape, a[0].shape
+    ranks = [len(factor) for factor in a]
+    rank, count = sum(ranks), len(a)
+    if rank * out * width + count**2 * out * width < rank**2 * (out + width):
+        flat = torch.stack([(left @ right).flatten() for left, right in zip(b, a, strict=True)])
+        return flat @ flat.T
+    # <B_i A_i, B_j A_j> is the sum of the entries of (B_i^T B_j) * (A_i A_j^T): a block of both Gram matrices.
+    rows, columns = torch.cat(list(a)), torch.cat(list(b), dim=1)
+    entries = (rows @ rows.T) * (columns.T @ columns)
+    blocks = torch.zeros(count, rank, dtype=torch.float64)
+    blocks[torch.arange(count).repeat_interleave(torch.tensor(ranks)), torch.arange(rank)] = 1.0
+    return blocks @ entries @ blocks.T
