@@ -147,6 +147,7 @@ def _log_round(log: EventLog, record: RoundRecord) -> None:
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         seconds=round(record.seconds, 3),
+        **({"reason": record.reason} if record.reason else {}),
         **record.diagnostics,
     )
 

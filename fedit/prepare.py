@@ -221,6 +221,7 @@ def prepare(
     )
     job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
     strategy.check(job.training())
+    strategy.check_cohort(job.cohort_size, sorted(partition.clients))
     if config.min_clients > job.cohort_size:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "

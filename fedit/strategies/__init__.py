@@ -10,6 +10,15 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fedit": "fedit.strategies.fedit:FedIT",
+    "norm_clipping": "fedit.strategies.norm_clipping:NormClipping",
+    "median": "fedit.strategies.median:Median",
+    "trimmed_mean": "fedit.strategies.trimmed_mean:TrimmedMean",
+    "krum": "fedit.strategies.krum:Krum",
+    "multi_krum": "fedit.strategies.multi_krum:MultiKrum",
+    "bulyan": "fedit.strategies.bulyan:Bulyan",
+    "geometric_median": "fedit.strategies.geometric_median:GeometricMedian",
+    "centred_clipping": "fedit.strategies.centred_clipping:CentredClipping",
+    "fltrust": "fedit.strategies.fltrust:FLTrust",
 }
 
 

@@ -1,6 +1,6 @@
 """Strategy: federated averaging, and the places where an algorithm may differ from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -44,6 +44,10 @@ class Strategy:
         """Return the next state; ``server`` itself must not change."""
         return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
 
+    def always(self) -> frozenset[str]:
+        """Return the ids of clients that take part in every round, whoever else is drawn."""
+        return frozenset()
+
     # --- both halves ---
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,3 +90,6 @@ class Strategy:
 
     def check(self, training: LocalTraining) -> None:
         """Raise ``ConfigError`` if a setting would make the algorithm wrong."""
+
+    def check_cohort(self, size: int, clients: Sequence[str]) -> None:
+        """Raise ``ConfigError`` if rounds of ``size`` of these clients cannot work."""
