@@ -39,13 +39,8 @@ def test_krum_scores_are_sums_of_squared_distances_to_the_nearest_others(seed, c
 
 def test_krum_squares_distances_and_does_not_add_up_those_of_tensors():
     """FederatedScope adds up unsquared distances of the tensors one by one, which prefers another client."""
-    x = torch.tensor([[0.0, 0.0], [4.0, 0.0], [-2.5, 2.5], [4.5, 6.0], [-1.0, -4.0]], dtype=torch.float64)
-    candidates = [
-        x
-        for seed in range(200)
-        if (x := points(seed, 5, 2)) is not None
-        and robust.krum_order(squares(x), 1)[0] != _per_tensor_unsquared(x, 1)
-    ]
+    draws = [points(seed, 5, 2) for seed in range(200)]
+    candidates = [x for x in draws if robust.krum_order(squares(x), 1)[0] != _per_tensor_unsquared(x, 1)]
     assert candidates, "some of 200 draws tell the two rules apart"
     for x in candidates:
         scores = scores_by_hand(x, 1)
@@ -84,7 +79,7 @@ def test_bulyan_scores_anew_after_each_choice():
 
 
 def test_the_geometric_median_keeps_its_base_weights():
-    """Nine points at 1 and three at 100: the median is 1; blades' loop, which overwrites them, ends at the mean."""
+    """Nine points at 1 and three at 100: the median is 1; blades overwrites them and ends at the mean."""
     x = torch.tensor([[1.0]] * 9 + [[100.0]] * 3, dtype=torch.float64)
     base = torch.ones(12, dtype=torch.float64)
     z = 25.75
@@ -115,9 +110,8 @@ def test_the_geometric_median_has_the_least_sum_of_distances(seed, count, size):
 
 def test_the_geometric_median_of_one_place_weighs_as_it_was_told():
     x = torch.ones(3, 2, dtype=torch.float64)
-    weights = robust.geometric_median(
-        squares(x), torch.tensor([1.0, 2.0, 1.0]).double(), smoothing=1e-6, iterations=5
-    )
+    base = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+    weights = robust.geometric_median(squares(x), base, smoothing=1e-6, iterations=5)
     assert weights.tolist() == pytest.approx([0.25, 0.5, 0.25])
 
 
