@@ -5,8 +5,8 @@ s (B_k A_k - B A): the same product has many pairs of factors, so distances betw
 distances of products come from rank x rank matrices; none of a layer's size is formed.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Members:
     changes: factors of what each update does to the weights, see `fedit.lora.change`.
     inner:   (K, K) float64, inner products of these changes.
     moved:   (K,) float64, Euclidean norms of the deltas of the factors.
+    attackers: how many of them may still be hostile.
     """
 
     updates: list[ClientUpdate]
@@ -32,6 +33,7 @@ class Members:
     changes: list[Tensors]
     inner: Tensor
     moved: Tensor
+    attackers: int = 0
 
     @property
     def squares(self) -> Tensor:
@@ -48,26 +50,30 @@ class Members:
 
     def only(self, kept: list[int]) -> "Members":
         """Return the members at these places."""
-        return Members(
-            [self.updates[i] for i in kept],
-            self.weights[kept],
-            [self.changes[i] for i in kept],
-            self.inner[kept][:, kept],
-            self.moved[kept],
+        return replace(
+            self,
+            updates=[self.updates[i] for i in kept],
+            weights=self.weights[kept],
+            changes=[self.changes[i] for i in kept],
+            inner=self.inner[kept][:, kept],
+            moved=self.moved[kept],
         )
 
 
 def admit(
     updates: Updates,
     *,
-    least: int = 1,
+    attackers: int = 0,
+    least: Callable[[int], int] = lambda attackers: 1,
     max_norm: float = 0.0,
     reject_duplicates: bool = False,
     weight_cap: float = 0.0,
 ) -> Members:
     """Read a cohort, reject what cannot be honest, and return the others; holds all of them in memory.
 
-    least:             fewest that the rule can work on.
+    attackers:         f, most of the cohort that may be hostile; ``least``: f -> fewest that the rule can work on.
+                       Where too few are left for f, the rejected ones are taken for the attackers that they show
+                       to be: else one of them could stop every round by sending what has to be rejected.
     max_norm:          an update whose change, of the weights or of the factors, has more than this many times
                        the cohort's median norm is rejected; 0 lets all in. Factors count too because a huge B and
                        a tiny A have an innocent product, and ruin the mean of the factors.
@@ -76,7 +82,7 @@ def admit(
                        announced weights count, up to this many times the cohort's median.
 
     Raises:
-        NoUpdates: fewer than ``least`` are left.
+        NoUpdates: too few are left.
         ConfigError: clients have adapters of several ranks.
         SealedUpdates: single updates are hidden.
     """
@@ -85,14 +91,11 @@ def admit(
         members = _without_large(members, updates, max_norm)
     if reject_duplicates:
         members = _without_copies(members, updates)
-    if len(members) < max(least, 1):
-        raise NoUpdates(f"{len(members)} usable updates; the rule needs at least {max(least, 1)}")
+    members = replace(members, attackers=_still_hostile(members, updates, attackers, least))
     if weight_cap <= 0:
         return members
-    cap = weight_cap * float(robust.median(_announced(members)))
-    return Members(
-        members.updates, _announced(members).clamp(max=cap), members.changes, members.inner, members.moved
-    )
+    announced = torch.tensor([update.weight for update in members.updates], dtype=torch.float64)
+    return replace(members, weights=announced.clamp(max=weight_cap * float(robust.median(announced))))
 
 
 def combine(
@@ -187,8 +190,15 @@ def _read(updates: Updates) -> Members:
     return Members(found, torch.ones(len(found), dtype=torch.float64), changes, lora.gram(changes), moved)
 
 
-def _announced(members: Members) -> Tensor:
-    return torch.tensor([update.weight for update in members.updates], dtype=torch.float64)
+def _still_hostile(members: Members, updates: Updates, attackers: int, least: Callable[[int], int]) -> int:
+    found = min(len(updates.rejected), attackers)
+    for left in range(attackers, attackers - found - 1, -1):
+        if len(members) >= max(least(left), 1):
+            return left
+    raise NoUpdates(
+        f"{len(members)} usable updates; with {attackers - found} attackers among them the rule needs at least "
+        f"{max(least(attackers - found), 1)}"
+    )
 
 
 def _without_overflow(members: Members, updates: Updates) -> Members:

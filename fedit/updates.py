@@ -74,9 +74,10 @@ class Updates:
         return self._starts.get(update.client_id, self._adapter)
 
     def reject(self, update: ClientUpdate, reason: str) -> None:
-        """Say that the strategy leaves out an accepted update as not usable; it becomes a failure.
+        """Leave out an update as not usable: it becomes a failure, and its client one of ``rejected``.
 
-        Observers have seen it by then, and ``deltas`` holds it: what is unusual shows beside the others only.
+        Where a strategy says so, observers have seen it by then, and ``deltas`` holds it: what is unusual shows
+        beside the others only.
         """
         self.failures.append(ClientFailure(update.client_id, update.round, reason))
         self.rejected.add(update.client_id)
@@ -93,7 +94,7 @@ class Updates:
             if isinstance(result, ClientFailure):
                 self.failures.append(result)
             elif problem := self._problem(result):
-                self.failures.append(ClientFailure(result.client_id, result.round, problem))
+                self.reject(result, problem)
             elif result.weight > 0:
                 yield self._accept(result)
 

@@ -72,10 +72,26 @@ def test_weights_are_uniform_unless_they_are_asked_for_and_then_capped():
 
 
 def test_too_few_that_are_left_are_not_enough():
-    with pytest.raises(NoUpdates, match="1 usable updates; the rule needs at least 2"):
-        read([update("a"), replace(update("a"), client_id="b")], reject_duplicates=True, least=2)
+    with pytest.raises(NoUpdates, match="1 usable updates; with 0 attackers among them the rule needs at least 2"):
+        read([update("a"), replace(update("a"), client_id="b")], reject_duplicates=True, least=lambda f: 2)
     with pytest.raises(NoUpdates, match="0 usable"):
         read([], max_norm=10)
+
+
+def test_the_rejected_count_as_attackers_where_too_few_are_left():
+    def left(honest, bad, attackers):
+        nan = {n: torch.full_like(t, float("nan")) for n, t in START.items()}
+        sent = [update(f"c{i}", seed=i) for i in range(honest)]
+        sent += [replace(update(f"x{i}"), delta=nan) for i in range(bad)]
+        return read(sent, attackers=attackers, least=lambda f: 2 * f + 3)[0].attackers
+
+    assert left(7, 0, 2) == 2
+    assert left(7, 1, 2) == 2  # enough are left to be careful
+    assert left(6, 1, 2) == 1
+    assert left(5, 2, 2) == 1
+    assert left(4, 3, 2) == 0
+    with pytest.raises(NoUpdates, match="6 usable updates; with 2 attackers among them the rule needs at least 7"):
+        left(6, 0, 2)
 
 
 def test_several_ranks_are_refused():

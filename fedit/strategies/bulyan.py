@@ -40,10 +40,6 @@ class Bulyan(Strategy):
     max_norm: float = 10.0
     reject_duplicates: bool = True
 
-    @property
-    def _least(self) -> int:
-        return 4 * self.max_attackers + 3 if self.max_attackers else 1
-
     def trains(self, name: str, round: int) -> bool:
         return name.endswith(".B")
 
@@ -54,10 +50,14 @@ class Bulyan(Strategy):
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(
-            updates, least=self._least, max_norm=self.max_norm, reject_duplicates=self.reject_duplicates
+            updates,
+            attackers=self.max_attackers,
+            least=_least,
+            max_norm=self.max_norm,
+            reject_duplicates=self.reject_duplicates,
         )
-        chosen = members.only(robust.bulyan_selection(members.squares, self.max_attackers, fast=self.fast))
-        count = len(chosen) - 2 * self.max_attackers
+        chosen = members.only(robust.bulyan_selection(members.squares, members.attackers, fast=self.fast))
+        count = len(chosen) - 2 * members.attackers
         vector = robust.by_coordinate(coordinates(chosen), lambda values: robust.mean_near_median(values, count))
         return replace(server, adapter=moved_by(server.adapter, members.updates[0].delta, vector))
 
@@ -66,4 +66,8 @@ class Bulyan(Strategy):
         refuse_bad_screen("bulyan", self.max_norm)
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
-        refuse_small_cohort("bulyan", size, self.max_attackers, self._least)
+        refuse_small_cohort("bulyan", size, self.max_attackers, _least(self.max_attackers))
+
+
+def _least(attackers: int) -> int:
+    return 4 * attackers + 3 if attackers else 1

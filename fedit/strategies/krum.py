@@ -27,20 +27,24 @@ class Krum(Strategy):
     max_norm: float = 10.0
     reject_duplicates: bool = True
 
-    @property
-    def _least(self) -> int:
-        return 2 * self.max_attackers + 3 if self.max_attackers else 1
-
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(
-            updates, least=self._least, max_norm=self.max_norm, reject_duplicates=self.reject_duplicates
+            updates,
+            attackers=self.max_attackers,
+            least=_least,
+            max_norm=self.max_norm,
+            reject_duplicates=self.reject_duplicates,
         )
         weights = torch.zeros_like(members.weights)
-        weights[robust.krum_order(members.squares, self.max_attackers)[0]] = 1.0
+        weights[robust.krum_order(members.squares, members.attackers)[0]] = 1.0
         return replace(server, adapter=combine(server.adapter, members, weights, updates))
 
     def check(self, training: LocalTraining) -> None:
         refuse_bad_screen("krum", self.max_norm)
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
-        refuse_small_cohort("krum", size, self.max_attackers, self._least)
+        refuse_small_cohort("krum", size, self.max_attackers, _least(self.max_attackers))
+
+
+def _least(attackers: int) -> int:
+    return 2 * attackers + 3 if attackers else 1

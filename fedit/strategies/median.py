@@ -35,10 +35,6 @@ class Median(Strategy):
     max_norm: float = 10.0
     reject_duplicates: bool = True
 
-    @property
-    def _least(self) -> int:
-        return 2 * self.max_attackers + 1
-
     def trains(self, name: str, round: int) -> bool:
         return name.endswith(".B")
 
@@ -49,7 +45,11 @@ class Median(Strategy):
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(
-            updates, least=self._least, max_norm=self.max_norm, reject_duplicates=self.reject_duplicates
+            updates,
+            attackers=self.max_attackers,
+            least=_least,
+            max_norm=self.max_norm,
+            reject_duplicates=self.reject_duplicates,
         )
         vector = robust.by_coordinate(coordinates(members), robust.median)
         return replace(server, adapter=moved_by(server.adapter, members.updates[0].delta, vector))
@@ -59,4 +59,8 @@ class Median(Strategy):
         refuse_bad_screen("median", self.max_norm)
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
-        refuse_small_cohort("median", size, self.max_attackers, self._least)
+        refuse_small_cohort("median", size, self.max_attackers, _least(self.max_attackers))
+
+
+def _least(attackers: int) -> int:
+    return 2 * attackers + 1

@@ -30,20 +30,17 @@ class MultiKrum(Strategy):
     reject_duplicates: bool = True
     weight_cap: float = 0.0
 
-    @property
-    def _least(self) -> int:
-        return 2 * self.max_attackers + 3 if self.max_attackers else 1
-
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(
             updates,
-            least=self._least,
+            attackers=self.max_attackers,
+            least=_least,
             max_norm=self.max_norm,
             reject_duplicates=self.reject_duplicates,
             weight_cap=self.weight_cap,
         )
-        most = len(members) - self.max_attackers
-        chosen = robust.krum_order(members.squares, self.max_attackers)[: min(self.select or most, most)]
+        most = len(members) - members.attackers
+        chosen = robust.krum_order(members.squares, members.attackers)[: min(self.select or most, most)]
         weights = torch.zeros_like(members.weights)
         weights[chosen] = members.weights[chosen]
         return replace(server, adapter=combine(server.adapter, members, weights, updates))
@@ -54,9 +51,13 @@ class MultiKrum(Strategy):
         refuse_bad_screen("multi_krum", self.max_norm, self.weight_cap)
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
-        refuse_small_cohort("multi_krum", size, self.max_attackers, self._least)
+        refuse_small_cohort("multi_krum", size, self.max_attackers, _least(self.max_attackers))
         if self.select > size - self.max_attackers:
             raise ConfigError(
                 f"option 'select' of strategy 'multi_krum' is {self.select}; expected at most "
                 f"{size - self.max_attackers}, the {size} clients of a round without max_attackers."
             )
+
+
+def _least(attackers: int) -> int:
+    return 2 * attackers + 3 if attackers else 1

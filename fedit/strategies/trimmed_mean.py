@@ -35,10 +35,6 @@ class TrimmedMean(Strategy):
     max_norm: float = 10.0
     reject_duplicates: bool = True
 
-    @property
-    def _least(self) -> int:
-        return 2 * self.max_attackers + 1
-
     def trains(self, name: str, round: int) -> bool:
         return name.endswith(".B")
 
@@ -49,9 +45,13 @@ class TrimmedMean(Strategy):
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(
-            updates, least=self._least, max_norm=self.max_norm, reject_duplicates=self.reject_duplicates
+            updates,
+            attackers=self.max_attackers,
+            least=_least,
+            max_norm=self.max_norm,
+            reject_duplicates=self.reject_duplicates,
         )
-        trim = self.max_attackers
+        trim = members.attackers
         vector = robust.by_coordinate(coordinates(members), lambda values: robust.trimmed_mean(values, trim))
         return replace(server, adapter=moved_by(server.adapter, members.updates[0].delta, vector))
 
@@ -60,4 +60,8 @@ class TrimmedMean(Strategy):
         refuse_bad_screen("trimmed_mean", self.max_norm)
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
-        refuse_small_cohort("trimmed_mean", size, self.max_attackers, self._least)
+        refuse_small_cohort("trimmed_mean", size, self.max_attackers, _least(self.max_attackers))
+
+
+def _least(attackers: int) -> int:
+    return 2 * attackers + 1
