@@ -271,6 +271,10 @@ class RunConfig(BaseModel):
                 for named in self._attacks()
             ),
             (
+                self.attack_strength is not None and self.update_attack is None,
+                "attack_strength is read by attacks on updates only; name one in attack",
+            ),
+            (
                 self.defence_steps > 0 and self.validation == 0 and self.poison != "forget_policy",
                 "defence_steps needs rows that the server holds: set validation, for instance to 4",
             ),

@@ -134,15 +134,8 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
         rounds=arm.rounds,
         strategy=job.config.strategy,
         trainable_parameters=sum(tensor.numel() for tensor in server.adapter.values()),
+        **_attack(job, arm),
     )
-    if job.config.attack and _is_federation(arm):
-        log.write(
-            "attack",
-            0,
-            attack=list(job.config.attack),
-            hostile=[client for client in job.hostile if client in arm.clients],
-            strength=job.config.attack_strength,
-        )
     _evaluate(job, compute, server, log)
     checkpoint.save(folder / "server", server)
     return server
@@ -176,6 +169,13 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         **({"reason": record.reason} if record.reason else {}),
         **record.diagnostics,
     )
+
+
+def _attack(job: Job, arm: Arm) -> dict[str, object]:
+    """Return what the first event says of an attack; nothing where there is none."""
+    if not job.config.attack or not _is_federation(arm):
+        return {}
+    return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
 
 
 def _marked(client: object, hostile: Collection[str]) -> dict[str, bool]:

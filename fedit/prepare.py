@@ -1,7 +1,7 @@
 """From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -338,11 +338,15 @@ def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:
     return min(0.1, MOST_UNLABELLED_HELD_OUT / max(len(corpus.examples), 1))
 
 
-def _hostile(config: RunConfig, clients: Iterable[str], strategy: Strategy) -> list[str]:
+def _hostile(config: RunConfig, clients: Collection[str], strategy: Strategy) -> list[str]:
     """Return who is hostile; clients that a strategy has to trust never are."""
     if not config.attack:
         return []
-    return hostile_clients(clients, config.attackers, seed=config.seed, spared=strategy.always())
+    trusted = strategy.always()
+    most = len(set(clients) - trusted)
+    if isinstance(config.attackers, int) and config.attackers > most:
+        raise ConfigError(f"attackers is {config.attackers}, but only {most} clients may be hostile; lower it.")
+    return hostile_clients(clients, config.attackers, seed=config.seed, spared=trusted)
 
 
 def _poisoned(

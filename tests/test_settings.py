@@ -91,6 +91,7 @@ def test_a_list_may_be_written_with_commas():
         (["partitioner=manifest"], "needs partition_file"),
         (["partition_by=user"], "partitioner=natural only"),
         (["attack=alie,ipm"], "attack names alie and ipm; expected one on updates and one on rows"),
+        (["attack=trigger", "attack_strength=2"], "read by attacks on updates only"),
         (["attackers=1.5"], "attackers is 1.5"),
         (["defence_steps=2"], "defence_steps needs rows that the server holds"),
         (["optimizer=lion"], "optimizer is 'lion'"),
