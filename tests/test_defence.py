@@ -96,7 +96,7 @@ def test_the_trusted_root_is_never_hostile(make_config):
         prepare(make_config(num_clients=5, attack=["nan"], attackers=6))
     options = {"root_client": root}
     job = prepare(
-        make_config(strategy="fltrust", strategy_options=options, num_clients=5, attack=["nan"], attackers=5)
+        make_config(strategy="fltrust", strategy_options=options, num_clients=5, attack=["nan"], attackers=4)
     )
     assert root not in job.hostile
     assert len(job.hostile) == 4
