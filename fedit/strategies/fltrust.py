@@ -50,7 +50,8 @@ class FLTrust(Strategy):
         # change of the weights, and no client's factors move further than the root's do.
         moved = members.moved.clamp(min=torch.finfo(torch.float64).tiny)
         equal = torch.minimum(members.norms[root] / lengths, members.moved[root] / moved)
-        weights = trust * equal
+        # A client that did not move has no direction: its trust is 0 and its stretch infinite.
+        weights = torch.where(trust > 0, trust * equal, 0.0)
         length = float(weights.sum() / trust.sum()) if float(trust.sum()) > 0 else 0.0
         return replace(server, adapter=combine(server.adapter, members, weights, updates, length=length))
 

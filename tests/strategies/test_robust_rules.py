@@ -321,6 +321,14 @@ def test_fltrust_trusts_nobody_that_points_away():
         moved(build("fltrust"), [root])
 
 
+def test_fltrust_takes_clients_that_did_not_move():
+    nothing = update(2, {n: torch.zeros(s).double() for n, s in SHAPES.items()})
+    root, same = update(0, draw(1)), update(1, draw(1))
+    assert_close(moved(build("fltrust"), [root, same, nothing]), draw(1), 1e-9)
+    still = replace(nothing, client_id="c0")
+    assert_close(moved(build("fltrust"), [still, same]), nothing.delta, 0)
+
+
 def test_fltrust_needs_its_root_among_the_clients():
     strategy = build_strategy("fltrust", {"root_client": "rot"})
     assert strategy.always() == {"rot"}
