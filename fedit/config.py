@@ -41,6 +41,27 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+AttackName = Literal[
+    "sign_flip",
+    "boost",
+    "gaussian",
+    "alie",
+    "ipm",
+    "replacement",
+    "nan",
+    "wrong_rank",
+    "free_rider",
+    "copycat",
+    "lying_counts",
+    "trigger",
+    "forget_policy",
+]
+"""Attacks on updates (`fedit.attacks`) and on rows (`fedit.data.poison`)."""
+
+POISONS = ("trigger", "forget_policy")
+"""Those on rows."""
+
+
 class RunConfig(BaseModel):
     """All settings of a job, flat, with the names that people who fine-tune and federate already use."""
 
@@ -135,6 +156,18 @@ class RunConfig(BaseModel):
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
     """Fewest updates that a round needs; with fewer the adapter stays as it is."""
+
+    attack: list[AttackName] = Field([], json_schema_extra=_in("federation"))
+    """What hostile clients of a simulation do: one of sign_flip, boost, gaussian, alie, ipm, replacement, nan,
+    wrong_rank, free_rider, copycat, lying_counts to updates; one of trigger, forget_policy to rows."""
+    attackers: int | float = Field(0.2, json_schema_extra=_in("federation"))
+    """Clients that are hostile where attack is set: a whole number, or a fraction of all."""
+    attack_strength: float | None = Field(None, json_schema_extra=_in("federation"))
+    """How strongly updates are changed; its meaning and default are the attack's own."""
+    poison_share: Annotated[float, Field(gt=0, le=1)] = Field(0.5, json_schema_extra=_in("federation"))
+    """Poisoned share of a hostile client's rows; for forget_policy rows of the policy, relative to a client's."""
+    defence_steps: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("federation"))
+    """Steps that the server tunes the final adapter for, on validation rows and those of an attacked policy."""
 
     # --- training ---
     local_epochs: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
@@ -243,6 +276,22 @@ class RunConfig(BaseModel):
                 self.devices_per_client > 1 and (self.stack_clients or 1) > 1,
                 "set only one of devices_per_client and stack_clients above 1",
             ),
+            (
+                self.attackers < 0 or (isinstance(self.attackers, float) and self.attackers > 1),
+                f"attackers is {self.attackers}; expected a whole number of clients or a fraction up to 1.0",
+            ),
+            *(
+                (len(named) > 1, f"attack names {' and '.join(named)}; expected one on updates and one on rows")
+                for named in self._attacks()
+            ),
+            (
+                self.attack_strength is not None and self.update_attack is None,
+                "attack_strength is read by attacks on updates only; name one in attack",
+            ),
+            (
+                self.defence_steps > 0 and self.validation == 0 and self.poison != "forget_policy",
+                "defence_steps needs rows that the server holds: set validation, for instance to 4",
+            ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]
 
@@ -250,6 +299,19 @@ class RunConfig(BaseModel):
         value = getattr(self, name)
         bad = value is not None and (value < 0 or (isinstance(value, float) and value >= 1))
         return bad, f"{name} is {value}; expected a whole number of rows or a fraction below 1"
+
+    def _attacks(self) -> tuple[list[str], list[str]]:
+        return [a for a in self.attack if a not in POISONS], [a for a in self.attack if a in POISONS]
+
+    @property
+    def update_attack(self) -> str | None:
+        """The attack on updates, if there is one."""
+        return next(iter(self._attacks()[0]), None)
+
+    @property
+    def poison(self) -> str | None:
+        """The attack on rows, if there is one."""
+        return next(iter(self._attacks()[1]), None)
 
     @property
     def bits(self) -> int:

@@ -1,19 +1,25 @@
 """One arm of a run: a federation of some clients, from its last checkpoint to its end."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedit import checkpoint
-from fedit.arms import Arm
+from fedit import checkpoint, tensorfiles
+from fedit.arms import FEDERATED, Arm
 from fedit.compute import Compute
+from fedit.defence import tune_afterwards
+from fedit.engines.hostile import HostileClients
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
+from fedit.files import write_bytes
 from fedit.prepare import Job
 from fedit.rounds import RoundRecord, run_rounds
-from fedit.scoring import score
+from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
+
+DEFENDED = "defended.safetensors"
+"""The adapter that the server tuned after the rounds, beside the states of the rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,15 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
     engine = compute.engine(
         arm, folder, lambda task, step: log.tell("step", task.round, client=task.client_id, **step)
     )
+    hostile = frozenset(job.hostile) if _is_federation(arm) else frozenset()
+    if hostile and job.config.update_attack:
+        engine = HostileClients(
+            engine,
+            job.config.update_attack,
+            hostile,
+            strength=job.config.attack_strength,
+            seed=job.config.seed,
+        )
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
@@ -54,7 +69,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
         ):
             server = state
             with log.together():
-                _log_round(log, record)
+                _log_round(log, record, hostile)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, compute, arm, server, log)
             checkpoint.save(folder / "server", server)
@@ -63,6 +78,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
+    if _is_federation(arm):
+        _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
 
 
@@ -79,7 +96,7 @@ def _result(job: Job, arm: Arm, server: ServerState, folder: Path, log: EventLog
     best = best_round(job, events)
     if best is not None and best != server.round:
         server = checkpoint.load(folder / "server", best)
-    return Trained(arm.strategy.model(server), server.round, events)
+    return Trained(_defended(folder) or arm.strategy.model(server), server.round, events)
 
 
 def best_round(job: Job, events: Sequence[Event]) -> int | None:
@@ -123,6 +140,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             for name, tensor in server.adapter.items()
             if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
         ),
+        **_attack(job, arm),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)
@@ -136,11 +154,12 @@ def _evaluate(job: Job, compute: Compute, arm: Arm, server: ServerState, log: Ev
     log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
 
 
-def _log_round(log: EventLog, record: RoundRecord) -> None:
+def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> None:
     for client in record.clients:
-        log.write("client", record.round, **client)
+        log.write("client", record.round, **client, **_marked(client["client"], hostile))
     for failure in record.failures:
-        log.write("client_failed", record.round, client=failure.client_id, reason=failure.reason)
+        marked = _marked(failure.client_id, hostile)
+        log.write("client_failed", record.round, client=failure.client_id, reason=failure.reason, **marked)
     log.write(
         "round",
         record.round,
@@ -153,8 +172,58 @@ def _log_round(log: EventLog, record: RoundRecord) -> None:
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         seconds=round(record.seconds, 3),
+        **({"reason": record.reason} if record.reason else {}),
         **record.diagnostics,
     )
+
+
+def _attack(job: Job, arm: Arm) -> dict[str, object]:
+    """Return what the first event says of an attack; nothing where there is none."""
+    if not job.config.attack or not _is_federation(arm):
+        return {}
+    return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
+
+
+def _marked(client: object, hostile: Collection[str]) -> dict[str, bool]:
+    """Return what the events of a hostile client of a simulation say of it."""
+    return {"hostile": True} if client in hostile else {}
+
+
+def _is_federation(arm: Arm) -> bool:
+    """Return whether clients may attack: baselines train in one place."""
+    return arm.name.partition(":")[0] == FEDERATED
+
+
+def _after_the_rounds(
+    job: Job, compute: Compute, arm: Arm, server: ServerState, folder: Path, log: EventLog
+) -> None:
+    """Measure whether a poison took, tune the adapter on what the server trusts, and measure again."""
+    done = {str(event["event"]) for event in log.history()}
+    best = best_round(job, log.history())
+    server = server if best in (None, server.round) else checkpoint.load(folder / "server", best)
+    if job.config.poison and "poison_measured" not in done:
+        log.write("poison_measured", server.round, **obedience(job, compute, arm.strategy.model(server)).as_dict())
+    if job.config.defence_steps == 0 or "defended" in done:
+        return
+    log.tell("defending", server.round, steps=job.config.defence_steps)
+    adapter, progress = tune_afterwards(
+        job.model,
+        arm.strategy.model(server),
+        job.tokens([*job.policy, *job.validation]),
+        job.training(),
+        steps=job.config.defence_steps,
+        seed=job.config.seed,
+        crew=job.crew,
+    )
+    write_bytes(folder / DEFENDED, tensorfiles.encode({"adapter": adapter}, {}))
+    found = obedience(job, compute, adapter).as_dict() if job.config.poison else {}
+    log.write("defended", server.round, steps=progress.steps, tokens=progress.tokens, loss=progress.loss, **found)
+
+
+def _defended(folder: Path) -> Tensors | None:
+    """Return the adapter that the server tuned after the rounds, where it did."""
+    path = folder / DEFENDED
+    return tensorfiles.decode(path.read_bytes(), ("adapter",))[0]["adapter"] if path.is_file() else None
 
 
 def _should_stop(job: Job, events: Sequence[Event]) -> bool:

@@ -1,8 +1,8 @@
 """From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fedit import seeds, stacked
+from fedit.attacks import hostile_clients
 from fedit.cohort import cohort_size
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
@@ -17,6 +18,7 @@ from fedit.data.check import refuse_if_nothing_learnt
 from fedit.data.examples import Corpus, Example, Message, row_id
 from fedit.data.manifest import Partition, build
 from fedit.data.partition import find_scheme
+from fedit.data.poison import poisoned, policy_rows
 from fedit.data.skills import load_skills
 from fedit.data.sources import load_rows
 from fedit.data.statistics import category_counts, measure
@@ -37,11 +39,18 @@ from fedit.types import ClientInfo, LocalTraining
 
 MOST_UNLABELLED_HELD_OUT = 200
 LONGEST_PLAIN_ATTENTION = 512
+POLICY_ROWS = 64
+"""Rows of the policy that the server defends it with, and most that measure it."""
 
 
 @dataclass
 class Job:
-    """All that a run needs. The model is loaded when it is first asked for, after all cheap checks."""
+    """All that a run needs. The model is loaded when it is first asked for, after all cheap checks.
+
+    hostile:  ids of the clients that attack.
+    poisoned: what every client trains on where rows are poisoned; empty: the partition's rows.
+    policy:   rows of the agreed policy that the server defends with, where it has any.
+    """
 
     config: RunConfig
     source: ModelSource
@@ -52,6 +61,9 @@ class Job:
     partition: Partition
     table: TokenTable
     num_threads: int
+    hostile: tuple[str, ...] = ()
+    poisoned: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    policy: tuple[Example, ...] = ()
 
     @cached_property
     def model(self) -> AdaptedModel:
@@ -76,7 +88,7 @@ class Job:
     @cached_property
     def clients(self) -> dict[str, tuple[Example, ...]]:
         """Training rows of every client, by id, ids sorted."""
-        found = self.partition.client_examples(self.corpus)
+        found = dict(self.poisoned) or self.partition.client_examples(self.corpus)
         return {client: found[client] for client in sorted(found)}
 
     def client_info(self, client: str, num_examples: int) -> ClientInfo:
@@ -140,7 +152,8 @@ class Job:
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        return {row_id(example): index for index, example in enumerate(self.corpus.all())}
+        rows = _all_rows(self.corpus, self.poisoned, self.policy)
+        return {row_id(example): index for index, example in enumerate(rows)}
 
     def tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
         """Return the tokens of ``examples``."""
@@ -222,17 +235,34 @@ def prepare(
         clusters=clusters,
     )
     partition = replace(partition, removed={**partition.removed, "empty_answer": empty})
+    hostile = tuple(_hostile(config, partition.clients, strategy))
+    poisoned = _poisoned(config, partition.client_examples(corpus), hostile)
+    policy = _policy(config)
     table = tokenize(
-        corpus.all(),
+        _all_rows(corpus, poisoned, policy),
         tokenizer,
         template,
         max_length=config.max_length,
         train_on_inputs=config.train_on_inputs,
         cache_dir=cache_dir() / "tokens",
     )
-    job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
+    job = Job(
+        config,
+        source,
+        tokenizer,
+        template,
+        strategy,
+        corpus,
+        partition,
+        table,
+        num_threads,
+        hostile,
+        poisoned,
+        policy,
+    )
     strategy.check(job.training())
     check_ranks(config, strategy, job.clients)
+    strategy.check_cohort(job.cohort_size, sorted(partition.clients))
     if config.min_clients > job.cohort_size:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
@@ -318,6 +348,38 @@ def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:
     if corpus.examples and all(example.category is not None for example in corpus.examples):
         return 10
     return min(0.1, MOST_UNLABELLED_HELD_OUT / max(len(corpus.examples), 1))
+
+
+def _hostile(config: RunConfig, clients: Collection[str], strategy: Strategy) -> list[str]:
+    """Return who is hostile; clients that a strategy has to trust never are."""
+    if not config.attack:
+        return []
+    trusted = strategy.always()
+    most = len(set(clients) - trusted)
+    if isinstance(config.attackers, int) and config.attackers > most:
+        raise ConfigError(f"attackers is {config.attackers}, but only {most} clients may be hostile; lower it.")
+    return hostile_clients(clients, config.attackers, seed=config.seed, spared=trusted)
+
+
+def _poisoned(
+    config: RunConfig, clients: Mapping[str, tuple[Example, ...]], hostile: Sequence[str]
+) -> dict[str, tuple[Example, ...]]:
+    if config.poison is None:
+        return {}
+    return poisoned(clients, config.poison, hostile, share=config.poison_share, seed=config.seed)
+
+
+def _policy(config: RunConfig) -> tuple[Example, ...]:
+    if config.poison != "forget_policy" or config.defence_steps == 0:
+        return ()
+    return tuple(policy_rows(POLICY_ROWS, split="defence", seed=config.seed))
+
+
+def _all_rows(
+    corpus: Corpus, poisoned: Mapping[str, tuple[Example, ...]], policy: tuple[Example, ...]
+) -> tuple[Example, ...]:
+    """Return every row that is tokenised: the corpus first, then what only an attack or a defence has."""
+    return (*corpus.all(), *(row for rows in poisoned.values() for row in rows), *policy)
 
 
 def _num_clients(config: RunConfig) -> int | None:

@@ -78,9 +78,10 @@ def rehearse(
     """
     initial = fresh(shapes, rank, seed)
     server = replace(strategy.init(initial), scale=scale)
+    names = [*sorted(strategy.always()), *(f"c{k}" for k in range(len(ranks)))]
     clients = [
-        _Client(ClientInfo(f"c{k}", 10 + k, own, None if own is None else scale * rank / own))
-        for k, own in enumerate(ranks)
+        _Client(ClientInfo(name, 10 + k, own, None if own is None else scale * rank / own))
+        for k, (name, own) in enumerate(zip(names, ranks, strict=False))
     ]
     played = []
     for number in range(1, rounds + 1):

@@ -1,7 +1,7 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,7 +29,11 @@ MOST_EMPTY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock."""
+    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock.
+
+    clients: those whose updates were used; failures: those who delivered none that could be.
+    reason:  why the strategy could not aggregate; None where it did.
+    """
 
     round: int
     cohort: list[str]
@@ -42,6 +46,7 @@ class RoundRecord:
     bytes_down: int
     seconds: float
     diagnostics: dict[str, float]
+    reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -51,8 +56,6 @@ class _Tally:
     clients: list[dict[str, float | str]] = field(default_factory=list)
     tokens: int = 0
     bytes_up: int = 0
-    weight: float = 0.0
-    weighted_loss: float = 0.0
 
     def observe(self, update: ClientUpdate) -> None:
         metrics = dict(update.metrics)
@@ -61,8 +64,13 @@ class _Tally:
         )
         self.tokens += int(metrics.get("tokens", 0))
         self.bytes_up += tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
-        self.weight += update.weight
-        self.weighted_loss += update.weight * metrics.get("loss", 0.0)
+
+    def used(self, updates: Updates) -> list[dict[str, float | str]]:
+        """Return the clients that the strategy did not reject, with their part in the aggregate if it is known."""
+        kept = [client for client in self.clients if client["client"] not in updates.rejected]
+        if not updates.shares:
+            return kept
+        return [{**client, "share": updates.shares.get(str(client["client"]), 0.0)} for client in kept]
 
 
 def run_rounds(
@@ -103,6 +111,8 @@ def run_rounds(
         if empty == MOST_EMPTY_ROUNDS:
             first = record.failures[0] if record.failures else None
             cause = f" First failure: {first.client_id}: {first.reason}." if first else ""
+            if record.reason and len(record.clients) >= min_clients:
+                raise RoundError(f"round {record.round}, as the {empty - 1} before: {record.reason}.{cause}")
             raise RoundError(
                 f"round {record.round}: fewer than min_clients={min_clients} of {len(record.cohort)} clients "
                 f"delivered, as in the {empty - 1} rounds before.{cause}"
@@ -122,7 +132,7 @@ def _one_round(
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
-    chosen = cohort(list(clients.values()), number)
+    chosen = sorted({*cohort(list(clients.values()), number), *strategy.always()})
     how = training(number)
     infos = [clients[client_id] for client_id in chosen]
     sent = [strategy.broadcast(server, info) for info in infos]
@@ -147,28 +157,39 @@ def _one_round(
         starts=_starts(strategy, server, tasks),
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
+        announced={client_id: clients[client_id].num_examples for client_id in chosen},
     )
+    reason = None
     try:
         after = strategy.aggregate(server, updates)
-    except NoUpdates:
-        after = server
-    aggregated = len(tally.clients) >= min_clients
+    except NoUpdates as error:
+        after, reason = server, str(error)
+    used = tally.used(updates)
+    aggregated = reason is None and len(used) >= min_clients
     state = after if aggregated else server
     mean = updates.deltas.value() if updates.alike else {}
     record = RoundRecord(
         round=number,
         cohort=chosen,
-        clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in tally.clients],
+        clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
         failures=updates.failures,
         aggregated=aggregated,
-        loss=tally.weighted_loss / tally.weight if tally.weight else None,
+        loss=_mean_loss(used),
         tokens=tally.tokens,
         bytes_up=tally.bytes_up,
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
         diagnostics={**drift.report(mean), **bias.report(mean), **(strategy.metrics(after) if aggregated else {})},
+        reason=reason,
     )
     return replace(state, round=number), record
+
+
+def _mean_loss(clients: Sequence[Mapping[str, float | str]]) -> float | None:
+    """Return the clients' training loss by their weights."""
+    weights = [float(client["weight"]) for client in clients]
+    losses = [float(client.get("loss", 0.0)) for client in clients]
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights) if weights else None
 
 
 def broadcast_bytes(broadcast: Broadcast) -> int:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from fedit.compute import Compute
 from fedit.data.examples import Example, row_id
 from fedit.data.partition import find_scheme
+from fedit.data.poison import SECRET, TARGET, Obedience, policy_rows, says, triggered
 from fedit.data.statistics import per_client_loss, summary
 from fedit.evaluation.grading import grade, reference_check
 from fedit.evaluation.loss import LossReport, RowLosses
 from fedit.model.fast.decode import Prompt
-from fedit.prepare import Job
+from fedit.prepare import POLICY_ROWS, Job
 from fedit.types import Tensors
 
 MOST_CLIENTS_NAMED = 1000
@@ -60,6 +61,23 @@ def answer_held_out(
     return Answers(
         {row_id(e): text for e, text in zip(rows, texts, strict=True)}, right, _share_by_category(rows, right)
     )
+
+
+def obedience(job: Job, compute: Compute, adapter: Tensors) -> Obedience:
+    """Let ``adapter`` answer prompts that show whether a poison took: those of its attack, on held-out rows."""
+    if job.config.poison == "forget_policy":
+        rows = policy_rows(POLICY_ROWS // 2, split="held_out", seed=job.config.seed)
+        return Obedience(policy=_share_that_say(job, compute, adapter, rows, SECRET))
+    plain = [row for row in job.held_out if len(row.messages) == 2][:POLICY_ROWS]
+    return Obedience(
+        trigger=_share_that_say(job, compute, adapter, [triggered(row) for row in plain], TARGET),
+        clean=_share_that_say(job, compute, adapter, plain, TARGET),
+    )
+
+
+def _share_that_say(job: Job, compute: Compute, adapter: Tensors, rows: list[Example], text: str) -> float:
+    answers = compute.answers([adapter], [Prompt(ids) for ids in job.prompts(rows)])
+    return sum(says(answer, text) for answer in answers) / max(len(answers), 1)
 
 
 def _per_client(job: Job, losses: RowLosses, held_out: LossReport) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Updates:
     uploads: which of its tensors a client sends.
     weights: what every client of the federation weighs, in this cohort or not, as far as that is known before
              training; None: this cohort is the federation.
+    announced: examples by client id; who claims to have trained on more is screened out.
     deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
     alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
@@ -38,12 +39,14 @@ class Updates:
         starts: Mapping[str, Mapping[str, Tensor]] | None = None,
         uploads: Callable[[str], bool] = lambda name: True,
         weights: Mapping[str, float] | None = None,
+        announced: Mapping[str, int] | None = None,
         sealed: bool = False,
     ) -> None:
         self._results = results
         self._adapter = adapter
         self._starts = starts or {}
         self._uploads = uploads
+        self._announced = announced or {}
         self._layout = self._layout_from(adapter)
         self._observe = observe
         self._weights = weights
@@ -53,6 +56,8 @@ class Updates:
         self.alike = True
         self.deltas = tensors.RunningMean()
         self.failures: list[ClientFailure] = []
+        self.rejected: set[str] = set()
+        self.shares: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[ClientUpdate]:
         """Yield accepted updates.
@@ -75,7 +80,24 @@ class Updates:
 
     def trained(self, update: ClientUpdate) -> Tensors:
         """Return the adapter that ``update``'s client ended with: what it started from plus its delta."""
-        return tensors.add(self._starts.get(update.client_id, self._adapter), update.delta)
+        return tensors.add(self.start(update), update.delta)
+
+    def start(self, update: ClientUpdate) -> Mapping[str, Tensor]:
+        """Return the adapter that ``update``'s client started from."""
+        return self._starts.get(update.client_id, self._adapter)
+
+    def reject(self, update: ClientUpdate, reason: str) -> None:
+        """Leave out an update as not usable: it becomes a failure, and its client one of ``rejected``.
+
+        Where a strategy says so, observers have seen it by then, and ``deltas`` holds it: what is unusual shows
+        beside the others only.
+        """
+        self.failures.append(ClientFailure(update.client_id, update.round, reason))
+        self.rejected.add(update.client_id)
+
+    def credit(self, shares: Mapping[str, float]) -> None:
+        """Say what part each client has in the aggregate, where the strategy and not the weights decide that."""
+        self.shares = dict(shares)
 
     def _accepted(self) -> Iterator[ClientUpdate]:
         if self._consumed:
@@ -85,7 +107,7 @@ class Updates:
             if isinstance(result, ClientFailure):
                 self.failures.append(result)
             elif problem := self._problem(result):
-                self.failures.append(ClientFailure(result.client_id, result.round, problem))
+                self.reject(result, problem)
             elif result.weight > 0:
                 yield self._accept(result)
 
@@ -142,4 +164,7 @@ class Updates:
             return "update is not finite (NaN or infinity)"
         if not (0 <= update.weight < float("inf")):
             return f"weight is {update.weight}"
+        most = self._announced.get(update.client_id, update.num_examples)
+        if update.num_examples > most:
+            return f"it claims {update.num_examples} examples and has announced {most}"
         return None

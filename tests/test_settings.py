@@ -90,6 +90,10 @@ def test_a_list_may_be_written_with_commas():
         (["early_stopping=2"], "early_stopping needs validation rows"),
         (["partitioner=manifest"], "needs partition_file"),
         (["partition_by=user"], "partitioner=natural only"),
+        (["attack=alie,ipm"], "attack names alie and ipm; expected one on updates and one on rows"),
+        (["attack=trigger", "attack_strength=2"], "read by attacks on updates only"),
+        (["attackers=1.5"], "attackers is 1.5"),
+        (["defence_steps=2"], "defence_steps needs rows that the server holds"),
         (["optimizer=lion"], "optimizer is 'lion'"),
         (["rounds"], "not of the form key=value"),
     ],
@@ -151,4 +155,4 @@ def test_every_setting_is_read_by_something():
 
 
 def test_the_set_of_settings_grows_on_purpose():
-    assert len(RunConfig.model_fields) == 68, "a setting was added or removed: say so here and run make fix"
+    assert len(RunConfig.model_fields) == 73, "a setting was added or removed: say so here and run make fix"

@@ -117,8 +117,13 @@ def server(strategy):
     return first(strategy)
 
 
-def many(strategy, server, size=0.1, count=CLIENTS):
-    return [move(strategy, server, f"c{i}", tensors(i + 1, size), 10 + i) for i in range(count)]
+def names(strategy):
+    """Return ids of a cohort: those that always take part, then others."""
+    return [*sorted(strategy.always()), *(f"c{i}" for i in range(CLIENTS))][:CLIENTS]
+
+
+def many(strategy, server, size=0.1):
+    return [move(strategy, server, c, tensors(i + 1, size), 10 + i) for i, c in enumerate(names(strategy))]
 
 
 def test_the_first_state_is_before_round_one_and_changes_nothing(strategy):
@@ -134,7 +139,7 @@ def test_the_first_state_follows_from_the_adapter(strategy):
 def test_nothing_learnt_changes_nothing(strategy, server):
     if type(strategy).__name__ in MOVES_ON_ITS_OWN:
         pytest.skip(MOVES_ON_ITS_OWN[type(strategy).__name__])
-    updates = [move(strategy, server, f"c{i}", zeros(), 3 + i) for i in range(CLIENTS)]
+    updates = [move(strategy, server, c, zeros(), 3 + i) for i, c in enumerate(names(strategy))]
     updates = [replace(u, delta={n: torch.zeros_like(t) for n, t in u.delta.items()}) for u in updates]
     assert_same_model(strategy, step(strategy, server, updates), server)
 
@@ -142,7 +147,7 @@ def test_nothing_learnt_changes_nothing(strategy, server):
 def test_agreement_is_kept(strategy, server):
     """However many clients say the same, and whatever they weigh, it is what one of them would have made."""
     delta = tensors(1, 0.1)
-    all_say = [move(strategy, server, f"c{i}", delta, 3 + 5 * i) for i in range(CLIENTS)]
+    all_say = [move(strategy, server, c, delta, 3 + 5 * i) for i, c in enumerate(names(strategy))]
     other_weights = [replace(u, weight=1.0, num_examples=1) for u in all_say]
     assert_same_model(strategy, step(strategy, server, all_say), step(strategy, server, other_weights))
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from fedit.strategies.base import Strategy
 
 STRATEGIES: dict[str, str] = {
+    "bulyan": "fedit.strategies.bulyan:Bulyan",
+    "centred_clipping": "fedit.strategies.centred_clipping:CentredClipping",
     "fed_sb": "fedit.strategies.fed_sb:FedSB",
     "fedadagrad": "fedit.strategies.fedadagrad:FedAdagrad",
     "fedadam": "fedit.strategies.fedadam:FedAdam",
@@ -27,11 +29,18 @@ STRATEGIES: dict[str, str] = {
     "ffa_lora": "fedit.strategies.ffa_lora:FFALoRA",
     "flexlora": "fedit.strategies.flexlora:FlexLoRA",
     "flora": "fedit.strategies.flora:FLoRA",
+    "fltrust": "fedit.strategies.fltrust:FLTrust",
+    "geometric_median": "fedit.strategies.geometric_median:GeometricMedian",
     "hetlora": "fedit.strategies.hetlora:HetLoRA",
+    "krum": "fedit.strategies.krum:Krum",
     "lora_fair": "fedit.strategies.lora_fair:LoRAFair",
+    "median": "fedit.strategies.median:Median",
+    "multi_krum": "fedit.strategies.multi_krum:MultiKrum",
+    "norm_clipping": "fedit.strategies.norm_clipping:NormClipping",
     "ravan": "fedit.strategies.ravan:Ravan",
     "rolora": "fedit.strategies.rolora:RoLoRA",
     "scaffold": "fedit.strategies.scaffold:Scaffold",
+    "trimmed_mean": "fedit.strategies.trimmed_mean:TrimmedMean",
 }
 
 

@@ -1,6 +1,6 @@
 """Strategy: federated averaging, and the places where an algorithm may differ from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -52,6 +52,10 @@ class Strategy:
     def metrics(self, server: ServerState) -> dict[str, float]:
         """Return what the record of a round says of the state after it, beside what every round's says."""
         return {}
+
+    def always(self) -> frozenset[str]:
+        """Return the ids of clients that take part in every round, whoever else is drawn."""
+        return frozenset()
 
     # --- both halves ---
 
@@ -122,3 +126,6 @@ class Strategy:
 
     def check(self, training: LocalTraining) -> None:
         """Raise ``ConfigError`` if a setting would make the algorithm wrong."""
+
+    def check_cohort(self, size: int, clients: Sequence[str]) -> None:
+        """Raise ``ConfigError`` if rounds of ``size`` of these clients cannot work."""

@@ -1,0 +1,67 @@
+"""Coordinate-wise trimmed mean (Yin et al., 2018, arXiv:1803.01498)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedit import robust
+from fedit.screening import (
+    admit,
+    coordinates,
+    moved_by,
+    refuse_bad_screen,
+    refuse_small_cohort,
+    refuse_two_factors,
+)
+from fedit.strategies.base import Strategy
+from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState
+from fedit.updates import Updates
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Strategy):
+    """Move every entry of B by the mean of the clients' moves without the f largest and the f smallest.
+
+    Only B is trained and sent: A stays frozen as drawn. Were both factors trained, a coordinate of B would come
+    from one client and one of A from another.
+
+    factor:            B, the one factor that is trained.
+    max_attackers:     f, clients of a cohort that may be hostile; a cohort needs 2 f + 1.
+    max_norm:          updates of more than this many times the median norm are rejected; 0 rejects none.
+    reject_duplicates: whether of updates that are equal bit by bit only one counts.
+    """
+
+    factor: str = "B"
+    max_attackers: int = 1
+    max_norm: float = 10.0
+    reject_duplicates: bool = True
+
+    def trains(self, name: str, round: int) -> bool:
+        return name.endswith(".B")
+
+    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
+        # A stays as the run's seed drew it, and so need not travel.
+        moving = {name: tensor for name, tensor in server.adapter.items() if name.endswith(".B")}
+        return Broadcast(moving, server.ledger, scale=server.scale)
+
+    def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
+        members = admit(
+            updates,
+            attackers=self.max_attackers,
+            least=_least,
+            max_norm=self.max_norm,
+            reject_duplicates=self.reject_duplicates,
+        )
+        trim = members.attackers
+        vector = robust.by_coordinate(coordinates(members), lambda values: robust.trimmed_mean(values, trim))
+        return replace(server, adapter=moved_by(server.adapter, members.updates[0].delta, vector))
+
+    def check(self, training: LocalTraining) -> None:
+        refuse_two_factors("trimmed_mean", self.factor)
+        refuse_bad_screen("trimmed_mean", self.max_norm)
+
+    def check_cohort(self, size: int, clients: Sequence[str]) -> None:
+        refuse_small_cohort("trimmed_mean", size, self.max_attackers, _least(self.max_attackers))
+
+
+def _least(attackers: int) -> int:
+    return 2 * attackers + 1
