@@ -228,15 +228,31 @@ def compress(
     return compressed
 
 
-def plus(ledger: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float, tolerance: float) -> Tensors:
-    """Return the ledger with ``scale * B A`` added to it, compressed (see `compress`)."""
+def plus(
+    ledger: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    scale: float,
+    tolerance: float,
+    sizes: Mapping[str, float] | None = None,
+) -> Tensors:
+    """Return the ledger with ``scale * B A`` added to it, compressed (see `compress`).
+
+    sizes: of the factors (see `Spectrum.size`), where their terms were added up before; None: of what is given.
+    """
     total = dict(ledger)
-    for module in lora.modules(factors):
-        a, b = factors[f"{module}.A"], scale * factors[f"{module}.B"]
+    measured: dict[str, float] = {}
+    for module in lora.modules({**ledger, **factors}):
+        squares = 0.0
         if f"{module}.A" in ledger:
-            a, b = torch.cat([ledger[f"{module}.A"], a]), torch.cat([ledger[f"{module}.B"], b], dim=1)
-        total[f"{module}.A"], total[f"{module}.B"] = a, b
-    return compress(total, tolerance)
+            squares += float(_squares(ledger[f"{module}.B"], ledger[f"{module}.A"]))
+        if f"{module}.A" in factors:
+            a, b = factors[f"{module}.A"], scale * factors[f"{module}.B"]
+            squares += (scale * sizes[module]) ** 2 if sizes else float(_squares(b, a))
+            if f"{module}.A" in ledger:
+                a, b = torch.cat([ledger[f"{module}.A"], a]), torch.cat([ledger[f"{module}.B"], b], dim=1)
+            total[f"{module}.A"], total[f"{module}.B"] = a, b
+        measured[module] = math.sqrt(squares)
+    return compress(total, tolerance, sizes=measured)
 
 
 def check_tolerance(strategy: str, tolerance: float) -> None:
