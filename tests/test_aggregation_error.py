@@ -118,8 +118,8 @@ def test_what_is_held_does_not_grow_with_the_cohort(monkeypatch, exact):
         seen.append(weakref.ref(model.buffer))
         error.observe(model, {}, 1.0, 1.0)
         del model
-        gc.collect()
-        assert [ref() for ref in seen] == [None] * len(seen)
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * len(seen)
 
 
 def test_nobody_and_a_mean_that_did_not_move_have_no_error():
