@@ -22,7 +22,6 @@ SKETCH_COLUMNS = 16
 _SMALLEST_NORM = 1e-30
 """Updates below it count as not moved: float32 has no room for their direction."""
 
-
 _UNMOVED = 1e-6
 """Models that are this much of their own norm apart are the same up to float32."""
 
@@ -165,7 +164,8 @@ class AggregationError:
     def __init__(
         self, factors: Mapping[str, Tensor], ledger: Mapping[str, Tensor], scale: float, seed: int
     ) -> None:
-        shapes = {m: (*factors[f"{m}.B"].shape, factors[f"{m}.A"].shape[1]) for m in lora.modules(factors)}
+        both = [m for m in lora.modules(factors) if f"{m}.A" in factors and f"{m}.B" in factors]
+        shapes = {m: (*factors[f"{m}.B"].shape, factors[f"{m}.A"].shape[1]) for m in both}
         self.exact = sum(math.prod(shape) for shape in shapes.values()) <= EXACT_COST
         self._modules = list(shapes)
         self._probes: dict[str, Tensor] = {}
