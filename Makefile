@@ -15,13 +15,14 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-peers hooks clean help
+.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-products bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
-	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU"
+	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU;"
+	@echo "                 make bench-products: the server's half of each strategy, minutes"
 
 setup: $(STAMP)
 
@@ -84,6 +85,10 @@ bench-quick: setup bench-peers
 # On a machine with a CUDA device; everything it needs is in fedit's own environment.
 bench-cuda: setup
 	@$(BIN)/python -m benchmarks.cuda
+
+# What the server's half of each strategy costs, a few minutes; --layers N for fewer than 32.
+bench-products: setup
+	@$(BIN)/python -m benchmarks.products
 
 hooks: setup
 	$(BIN)/prek install

@@ -1,4 +1,4 @@
-"""What a round says about itself: client drift, agreement of updates, the bias of averaging A and B apart."""
+"""What a round says about itself: client drift, agreement of updates, the error of its aggregate."""
 
 import math
 import re
@@ -14,13 +14,16 @@ from fedit.tensors import Flat
 from fedit.types import ClientUpdate, Tensors
 
 EXACT_COST = 4_000_000
-"""Multiply-adds that the aggregation bias may cost a client to be exact; beyond them, a sketch estimates it."""
+"""Multiply-adds that a distance of products may cost a client to be exact; beyond them, a sketch estimates it."""
 
 SKETCH_COLUMNS = 16
 """Columns of the sketch. The error falls with their root, the cost of a client rises with their number."""
 
 _SMALLEST_NORM = 1e-30
 """Updates below it count as not moved: float32 has no room for their direction."""
+
+_UNMOVED = 1e-6
+"""Models that are this much of their own norm apart are the same up to float32."""
 
 
 class Drift:
@@ -146,6 +149,92 @@ class AggregationBias:
             return values
         dtype = self._adapter.buffer.dtype
         return tensors.flatten({name: tensor.to(dtype) for name, tensor in values.items()})
+
+
+class AggregationError:
+    """|W_after - mean W_k| over |mean W_k - W_before|: how far the new model is from the mean of the clients'.
+
+    W is what a model adds to its base, scale B A + ledger, so that ranks, scales, ledgers and whatever else an
+    algorithm trains in place of factors are all compared as what they do. Averaging A and B apart makes it the
+    aggregation bias; it is zero for an exact algorithm, up to float32. Estimated as `AggregationBias` is.
+
+    factors, ledger, scale: of the server's model at the round's start.
+    """
+
+    def __init__(
+        self, factors: Mapping[str, Tensor], ledger: Mapping[str, Tensor], scale: float, seed: int
+    ) -> None:
+        both = [m for m in lora.modules(factors) if f"{m}.A" in factors and f"{m}.B" in factors]
+        shapes = {m: (*factors[f"{m}.B"].shape, factors[f"{m}.A"].shape[1]) for m in both}
+        self.exact = sum(math.prod(shape) for shape in shapes.values()) <= EXACT_COST
+        self._modules = list(shapes)
+        self._probes: dict[str, Tensor] = {}
+        if not self.exact:
+            self._draw({module: shape[2] for module, shape in shapes.items()}, seed)
+        self._ledger, self._ledger_seen = ledger, self._seen(ledger, 1.0)
+        self._before = self._all_seen(factors, ledger, scale)
+        self._sums = {module: torch.zeros_like(seen) for module, seen in self._before.items()}
+        self._weight = 0.0
+
+    def observe(
+        self, factors: Mapping[str, Tensor], ledger: Mapping[str, Tensor], scale: float, weight: float
+    ) -> None:
+        """Take the model that one client ended with into account: ``scale * B A + ledger``."""
+        self._weight += weight
+        for module, seen in self._all_seen(factors, ledger, scale).items():
+            self._sums[module].add_(seen, alpha=weight)
+
+    def report(
+        self, factors: Mapping[str, Tensor], ledger: Mapping[str, Tensor], scale: float
+    ) -> dict[str, float]:
+        """Return ``aggregation_error`` and, from a sketch, ``aggregation_error_se`` (one standard error).
+
+        factors, ledger, scale: of the server's model at the round's end.
+        Nothing where no client was seen, or their mean did not move.
+        """
+        if self._weight == 0:
+            return {}
+        columns = 1 if self.exact else SKETCH_COLUMNS
+        lost, moved = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+        size = 0.0
+        for module, after in self._all_seen(factors, ledger, scale).items():
+            mean = self._sums[module] / self._weight
+            size += float(mean.square().sum())
+            for squares, matrix in ((lost, after - mean), (moved, mean - self._before[module])):
+                squares += matrix.square().sum(0).reshape(columns, -1).sum(1)
+        if float(moved.sum()) <= _UNMOVED**2 * size:
+            return {}
+        error = math.sqrt(float(lost.sum() / moved.sum()))
+        if self.exact:
+            return {"aggregation_error": error}
+        return {"aggregation_error": error, "aggregation_error_se": error * _ratio_error(lost, moved)}
+
+    def _draw(self, widths: Mapping[str, int], seed: int) -> None:
+        """Draw a Gaussian probe (width, columns) that the same projection of every layer shares."""
+        drawn: dict[tuple[str, int], Tensor] = {}
+        for module, width in widths.items():
+            kind = (re.sub(r"\d+", "#", module), width)
+            if kind not in drawn:
+                generator = torch.Generator().manual_seed(seeds.derive(seed, "sketch", kind[0], width))
+                drawn[kind] = torch.randn(width, SKETCH_COLUMNS, generator=generator)
+            self._probes[module] = drawn[kind]
+
+    def _all_seen(self, factors: Mapping[str, Tensor], ledger: Mapping[str, Tensor], scale: float) -> Tensors:
+        seen = self._seen(factors, scale)
+        held = self._ledger_seen if ledger is self._ledger else self._seen(ledger, 1.0)
+        return {module: seen[module] + held[module] if module in held else seen[module] for module in seen}
+
+    def _seen(self, factors: Mapping[str, Tensor], scale: float) -> Tensors:
+        """Return float64 what the probe sees of ``scale * B A`` of the modules that ``factors`` has."""
+        found: Tensors = {}
+        for module in self._modules:
+            if f"{module}.A" in factors:
+                a, b = factors[f"{module}.A"], factors[f"{module}.B"]
+                if self.exact:
+                    found[module] = scale * (b.double() @ a.double())
+                else:
+                    found[module] = scale * (b @ (a @ self._probes[module].to(a.dtype))).double()
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from fedit.types import Broadcast, ClientInfo, ServerState, Tensors
 DEAD = 1e-6
 """Directions whose singular value is below this share of the largest one count as dead."""
 
+PRECISE_COST = 5e8
+"""Floating point operations up to which a module is decomposed in float64: a tenth of a second on one core."""
+
 BATCH_ENTRIES = 2**24
 """Entries of factors that are decomposed in one call; modules of equal shapes go together."""
 
@@ -60,7 +63,7 @@ class Stack:
             self._append(module, -self.weight * factors[f"{module}.B"], factors[f"{module}.A"])
 
     def mean(self) -> Tensors:
-        """Return factors of the sum over ``weight``.
+        """Return factors of the sum over ``weight``; those of dense sums are float64.
 
         Raises:
             NoUpdates: no client was added.
@@ -85,13 +88,13 @@ class Stack:
     def _append(self, module: str, b: Tensor, a: Tensor) -> None:
         self._squares[module] = self._squares.get(module, 0.0) + float(_squares(b, a))
         if module in self._dense:
-            self._dense[module].addmm_(b, a)
+            self._dense[module].addmm_(b.double(), a.double())
             return
         left, right = self._left.setdefault(module, []), self._right.setdefault(module, [])
         left.append(b)
         right.append(a)
         if sum(map(len, right)) > min(b.shape[0], a.shape[1]):
-            self._dense[module] = torch.cat(left, dim=1) @ torch.cat(right)
+            self._dense[module] = torch.cat(left, dim=1).double() @ torch.cat(right).double()
             del self._left[module], self._right[module]
 
 
@@ -149,20 +152,24 @@ class Spectrum:
 def decompose(
     factors: Mapping[str, Tensor],
     rank: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     sizes: Mapping[str, float] | None = None,
 ) -> dict[str, Spectrum]:
     """Return the singular value decomposition of every module's product.
 
     rank:  so many singular vectors are wanted at most; None: all.
-    dtype: of the factors' triangles and of the vectors; the small core between them is float64.
+    dtype: of the factors' triangles and of the vectors; None: float64 for modules of up to ``PRECISE_COST``,
+           float32 beyond. The small core between the triangles is always float64.
     sizes: of the modules' products (see `Spectrum.size`), where their terms were added up before; None: of
            these factors.
     """
     found: dict[str, Spectrum] = {}
     for names in _batches(factors):
-        b = torch.stack([factors[f"{name}.B"] for name in names]).to(dtype)
-        a = torch.stack([factors[f"{name}.A"] for name in names]).to(dtype)
+        b = torch.stack([factors[f"{name}.B"] for name in names])
+        a = torch.stack([factors[f"{name}.A"] for name in names])
+        cheap = _cost(b.shape[1], b.shape[2], a.shape[2], rank) <= PRECISE_COST
+        kind = dtype or (torch.float64 if cheap else torch.float32)
+        b, a = b.to(kind), a.to(kind)
         found_sizes = _squares(b, a).sqrt().tolist()
         left, values, right = _svd(b, a, rank)
         left, right = _with_signs(left, right)
@@ -221,15 +228,31 @@ def compress(
     return compressed
 
 
-def plus(ledger: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float, tolerance: float) -> Tensors:
-    """Return the ledger with ``scale * B A`` added to it, compressed (see `compress`)."""
+def plus(
+    ledger: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    scale: float,
+    tolerance: float,
+    sizes: Mapping[str, float] | None = None,
+) -> Tensors:
+    """Return the ledger with ``scale * B A`` added to it, compressed (see `compress`).
+
+    sizes: of the factors (see `Spectrum.size`), where their terms were added up before; None: of what is given.
+    """
     total = dict(ledger)
-    for module in lora.modules(factors):
-        a, b = factors[f"{module}.A"], scale * factors[f"{module}.B"]
+    measured: dict[str, float] = {}
+    for module in lora.modules({**ledger, **factors}):
+        squares = 0.0
         if f"{module}.A" in ledger:
-            a, b = torch.cat([ledger[f"{module}.A"], a]), torch.cat([ledger[f"{module}.B"], b], dim=1)
-        total[f"{module}.A"], total[f"{module}.B"] = a, b
-    return compress(total, tolerance)
+            squares += float(_squares(ledger[f"{module}.B"], ledger[f"{module}.A"]))
+        if f"{module}.A" in factors:
+            a, b = factors[f"{module}.A"], scale * factors[f"{module}.B"]
+            squares += (scale * sizes[module]) ** 2 if sizes else float(_squares(b, a))
+            if f"{module}.A" in ledger:
+                a, b = torch.cat([ledger[f"{module}.A"], a]), torch.cat([ledger[f"{module}.B"], b], dim=1)
+            total[f"{module}.A"], total[f"{module}.B"] = a, b
+        measured[module] = math.sqrt(squares)
+    return compress(total, tolerance, sizes=measured)
 
 
 def check_tolerance(strategy: str, tolerance: float) -> None:
@@ -274,7 +297,7 @@ def _batches(factors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 def _svd(b: Tensor, a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the SVD of ``b @ a``: left (count, out, k), values (count, all) in float64, right (count, k, in)."""
     (out, inner), width = b.shape[1:], a.shape[2]
-    if inner >= min(out, width) and _dense_cost(out, inner, width) < _factored_cost(out, inner, width, rank):
+    if _goes_dense(out, inner, width, rank):
         u, values, vt = torch.linalg.svd(b @ a, full_matrices=False)
         return u[..., :rank], values.double(), vt[..., :rank, :]
     left, right = _Triangle.of(b), _Triangle.of(a.mT)
@@ -301,6 +324,17 @@ class _Triangle:
         tall = self.reflections.new_zeros(*small.shape[:-2], self.reflections.shape[-2], small.shape[-1])
         tall[..., : small.shape[-2], :] = small.to(tall.dtype)
         return torch.ormqr(self.reflections, self.taus, tall)
+
+
+def _goes_dense(out: int, inner: int, width: int, rank: int | None) -> bool:
+    """Return whether the matrix itself is the cheaper way; only where the factors have its full rank."""
+    cheaper = _dense_cost(out, inner, width) < _factored_cost(out, inner, width, rank)
+    return inner >= min(out, width) and cheaper
+
+
+def _cost(out: int, inner: int, width: int, rank: int | None) -> float:
+    dense = _goes_dense(out, inner, width, rank)
+    return _dense_cost(out, inner, width) if dense else _factored_cost(out, inner, width, rank)
 
 
 def _dense_cost(out: int, inner: int, width: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fedit import lora, seeds, tensors
-from fedit.diagnostics import AggregationBias, Drift
+from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.rehearsal import check_ranks
@@ -144,11 +144,16 @@ def _one_round(
     bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)
     bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
+    error = _aggregation_error(strategy, server, seeds.derive(seed, "bias", number))
+    ledgers = {task.client_id: task.broadcast.ledger for task in tasks}
 
     def observe(update: ClientUpdate, norm: float) -> None:
         tally.observe(update)
         drift.observe(update, norm)
         bias.observe(update)
+        if error is not None:
+            trained = strategy.factors(updates.trained(update))
+            error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
     updates = Updates(
         engine.run(tasks),
@@ -162,12 +167,17 @@ def _one_round(
     reason = None
     try:
         after = strategy.aggregate(server, updates)
-    except NoUpdates as error:
-        after, reason = server, str(error)
+    except NoUpdates as nobody:
+        after, reason = server, str(nobody)
     used = tally.used(updates)
     aggregated = reason is None and len(used) >= min_clients
     state = after if aggregated else server
     mean = updates.deltas.value() if updates.alike else {}
+    diagnostics = {**drift.report(mean), **bias.report(mean)}
+    if aggregated:
+        diagnostics |= strategy.metrics(after)
+        if error is not None:
+            diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
     record = RoundRecord(
         round=number,
         cohort=chosen,
@@ -179,7 +189,7 @@ def _one_round(
         bytes_up=tally.bytes_up,
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
-        diagnostics={**drift.report(mean), **bias.report(mean), **(strategy.metrics(after) if aggregated else {})},
+        diagnostics=diagnostics,
         reason=reason,
     )
     return replace(state, round=number), record
@@ -206,3 +216,11 @@ def _starts(strategy: Strategy, server: ServerState, tasks: Sequence[ClientTask]
             missing = {name: tensor for name, tensor in server.adapter.items() if name not in sent}
             own[task.client_id] = {**lora.cut_to(missing, sent), **sent}
     return own
+
+
+def _aggregation_error(strategy: Strategy, server: ServerState, seed: int) -> AggregationError | None:
+    """Return what measures the round's aggregate; None where clients keep what they train."""
+    kept = (name for name in server.adapter if not strategy.shares(name))
+    if any(strategy.trains(name, number) for name in kept for number in range(1, server.round + 2)):
+        return None
+    return AggregationError(strategy.factors(server.adapter), server.ledger, server.scale, seed)

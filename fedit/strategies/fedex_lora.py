@@ -40,9 +40,11 @@ class FedExLoRA(Strategy):
             # Around the server's factors instead of the mean, which is not known yet: the covariance is the same.
             drifts.add(tensors.sub(trained, server.adapter), update.weight, server.scale)
         drifts.subtract(tensors.sub(mean.value(), server.adapter))
-        residual = lowrank.compress(drifts.mean(), self.tolerance, self.residual_rank or None, drifts.sizes())
+        residual, sizes = drifts.mean(), drifts.sizes()
+        if self.residual_rank:
+            residual = lowrank.compress(residual, self.tolerance, self.residual_rank, sizes)
         # Deviation: the base keeps its precision; residuals stand beside it in float32, compressed together.
-        ledger = lowrank.plus(server.ledger, residual, server.scale, self.tolerance)
+        ledger = lowrank.plus(server.ledger, residual, server.scale, self.tolerance, sizes)
         return replace(server, adapter=mean.value(), ledger=ledger)
 
     def check(self, training: LocalTraining) -> None:

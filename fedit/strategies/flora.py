@@ -39,7 +39,7 @@ class FLoRA(Strategy):
         for update in updates:
             stack.add(updates.trained(update), update.weight, update.scale)
         # Deviation: the base keeps its precision; the sum stands beside it in float32 and is compressed.
-        ledger = lowrank.plus(server.ledger, stack.mean(), server.scale, self.tolerance)
+        ledger = lowrank.plus(server.ledger, stack.mean(), server.scale, self.tolerance, stack.sizes())
         return replace(server, adapter=_fresh(server), ledger=ledger)
 
     def check(self, training: LocalTraining) -> None:

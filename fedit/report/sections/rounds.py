@@ -86,19 +86,17 @@ def communication_section(rounds: Sequence[Event], evaluations: Sequence[Event] 
 
 
 def _diagnostics(rounds: Sequence[Event]) -> list[Figure | None]:
-    """Return four small charts: training loss, drift, agreement, bias."""
+    """Return four small charts: training loss, drift, agreement, aggregation error."""
     norms = [
         ("of the mean update", "mean_update_norm"), ("mean of the clients", "update_norm_mean"),
         ("largest of the clients", "update_norm_max"),
     ]  # fmt: skip
-    error = [
-        (x, y - e, y + e)
-        for event in rounds
-        if (y := _value(event, "aggregation_bias")) is not None
-        and (e := _value(event, "aggregation_bias_error")) is not None
-        and (x := _integer(event, "round")) is not None
+    errors = [
+        _estimate(rounds, "this algorithm", "aggregation_error", "aggregation_error_se"),
+        _estimate(rounds, "averaging A and B apart", "aggregation_bias", "aggregation_bias_error"),
     ]
-    bias = Series("bias", thinned(_course(rounds, "aggregation_bias")), thinned(tuple(error)))
+    if _alike(rounds):
+        errors.pop()
     return [
         _small(
             "training-loss",
@@ -122,14 +120,35 @@ def _diagnostics(rounds: Sequence[Event]) -> list[Figure | None]:
             "1: all clients move the same way; 0: at right angles.",
         ),
         _small(
-            "aggregation-bias",
-            "Aggregation bias",
-            Axis("share of the movement that is lost", ".1%", zero=True),
-            [bias],
-            "What averaging A and B apart loses against averaging their products"
-            + ("; the band is one standard error." if error else "."),
+            "aggregation-error",
+            "Aggregation error",
+            Axis("distance as a share of the movement", ".1%", zero=True),
+            [series for series in errors if any(value is not None for _, value in series.points)],
+            "How far the new model is from the mean of the clients' models"
+            + ("; the band is one standard error." if any(series.band for series in errors) else "."),
         ),
     ]
+
+
+def _estimate(rounds: Sequence[Event], name: str, key: str, error: str) -> Series:
+    """Return the course of an estimate with its standard error around it where there is one."""
+    band = [
+        (x, y - e, y + e)
+        for event in rounds
+        if (y := _value(event, key)) is not None
+        and (e := _value(event, error)) is not None
+        and (x := _integer(event, "round")) is not None
+    ]
+    return Series(name, thinned(_course(rounds, key)), thinned(tuple(band)))
+
+
+def _alike(rounds: Sequence[Event]) -> bool:
+    """Return whether the algorithm's error is that of averaging A and B apart, up to rounding, in every round."""
+    pairs = [(_value(event, "aggregation_error"), _value(event, "aggregation_bias")) for event in rounds]
+    return all(
+        one is not None and two is not None and math.isclose(one, two, rel_tol=0.01, abs_tol=1e-4)
+        for one, two in pairs
+    )
 
 
 def _small(name: str, title: str, y: Axis, series: Sequence[Series], caption: str) -> Figure | None:
@@ -165,7 +184,8 @@ def _table(rounds: Sequence[Event]) -> Table:
         ("updates", "delivered", ",d"), ("failed", "failed", ",d"), ("tokens", "tokens", ",d"),
         ("training loss", "train_loss", ".3f"), ("mean update norm", "update_norm_mean", ".3g"),
         ("cosine", "pairwise_cosine", ".3f"), ("diversity", "diversity", ".2f"),
-        ("aggregation bias", "aggregation_bias", ".1%"), ("seconds", "seconds", ".1f"),
+        ("aggregation error", "aggregation_error", ".1%"), ("of A and B apart", "aggregation_bias", ".1%"),
+        ("seconds", "seconds", ".1f"),
     ]  # fmt: skip
     known = [(title, key, form) for title, key, form in names if any(_value(e, key) is not None for e in rounds)]
     columns = (Column("round"), *(Column(title, "number", form) for title, _, form in known))
