@@ -9,6 +9,8 @@ from fedit.events import Event
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
+from fedit.transforms import chain
+from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
@@ -30,6 +32,7 @@ class Arm:
     cohort: CohortRule
     training: Callable[[int], LocalTraining]
     min_clients: int
+    transforms: Sequence[Transform] = ()
 
 
 class ArmRows(Mapping[str, Sequence[TokenRow]]):
@@ -52,7 +55,13 @@ class ArmRows(Mapping[str, Sequence[TokenRow]]):
 
 
 def federated(job: Job, strategy: str | None = None) -> Arm:
-    """Return the federation that the job describes; strategy: another algorithm, at its default options."""
+    """Return the federation that the job describes; strategy: another algorithm, at its default options.
+
+    Raises:
+        ConfigError: the job's transforms cannot work with that algorithm.
+    """
+    algorithm = build_strategy(strategy, {}) if strategy else job.strategy
+    chain.check(job.transforms, algorithm)
 
     def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
@@ -62,10 +71,11 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
-        build_strategy(strategy, {}) if strategy else job.strategy,
+        algorithm,
         choose,
         lambda round: job.training(),
         job.config.min_clients,
+        job.transforms,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from fedit.scaling import lora_scale
@@ -126,6 +126,11 @@ class RunConfig(BaseModel):
     """Algorithm; see fedit list strategies, or "file.py:Class"."""
     strategy_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
     """Hyper-parameters of the strategy, by name."""
+    transforms: list[dict[str, dict[str, int | float | str | bool]]] = Field(
+        [], json_schema_extra=_in("federation")
+    )
+    """What happens to updates and broadcasts on their way, in order, such as compression: names, or with options
+    "[top_k: {fraction: 0.1}, zstd]"; see fedit list transforms, or "file.py:Class"."""
     weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
@@ -196,6 +201,16 @@ class RunConfig(BaseModel):
     stack_clients: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """Clients that train in one pass over the base. Default: several where their steps are small; 1: never."""
 
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _named_transforms(cls, value: object) -> object:
+        """Read a name alone as a name without options, and a mapping as a list of its items."""
+        items = [{name: options} for name, options in value.items()] if isinstance(value, dict) else value
+        if not isinstance(items, list):
+            return value
+        plain = [{item: {}} if isinstance(item, str) else item for item in items]
+        return [{n: o or {} for n, o in item.items()} if isinstance(item, dict) else item for item in plain]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [message for bad, message in self._problems() if bad]
@@ -228,6 +243,10 @@ class RunConfig(BaseModel):
             (
                 self.devices_per_client > 1 and (self.stack_clients or 1) > 1,
                 "set only one of devices_per_client and stack_clients above 1",
+            ),
+            (
+                any(len(item) != 1 for item in self.transforms),
+                "an item of transforms holds one name and its options; begin every transform with a dash",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

@@ -49,6 +49,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             training=arm.training,
             seed=job.config.seed,
             min_clients=arm.min_clients,
+            transforms=arm.transforms,
         ):
             server = state
             with log.together():
@@ -97,6 +98,8 @@ def totals(events: Sequence[Event]) -> dict[str, float]:
         "tokens": sum(_number(event["tokens"]) for event in rounds),
         "bytes_up": sum(_number(event["bytes_up"]) for event in rounds),
         "bytes_down": sum(_number(event["bytes_down"]) for event in rounds),
+        "raw_bytes_up": sum(_number(event["raw_bytes_up"]) for event in rounds),
+        "raw_bytes_down": sum(_number(event["raw_bytes_down"]) for event in rounds),
         "seconds": round(sum(_number(event["seconds"]) for event in timed), 3),
     }
 
@@ -146,6 +149,8 @@ def _log_round(log: EventLog, record: RoundRecord) -> None:
         tokens=record.tokens,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
+        raw_bytes_up=record.raw_bytes_up,
+        raw_bytes_down=record.raw_bytes_down,
         seconds=round(record.seconds, 3),
         **record.diagnostics,
     )

@@ -32,6 +32,8 @@ from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
+from fedit.transforms import build_transforms, chain
+from fedit.transforms.base import Transform
 from fedit.types import LocalTraining
 
 MOST_UNLABELLED_HELD_OUT = 200
@@ -47,6 +49,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     template: Template
     strategy: Strategy
+    transforms: tuple[Transform, ...]
     corpus: Corpus
     partition: Partition
     table: TokenTable
@@ -195,6 +198,8 @@ def prepare(
     num_threads = num_threads or default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
+    transforms = build_transforms(config.transforms)
+    chain.check(transforms, strategy)
     corpus, empty = _without_empty_answers(load_corpus(config))
     source = resolve_model(config.model, progress=say)
     tokenizer = load_tokenizer(source)
@@ -219,7 +224,7 @@ def prepare(
         train_on_inputs=config.train_on_inputs,
         cache_dir=cache_dir() / "tokens",
     )
-    job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
+    job = Job(config, source, tokenizer, template, strategy, transforms, corpus, partition, table, num_threads)
     strategy.check(job.training())
     if config.min_clients > job.cohort_size:
         raise ConfigError(

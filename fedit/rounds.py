@@ -1,7 +1,7 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,6 +10,8 @@ from fedit.diagnostics import AggregationBias, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.strategies.base import Strategy
+from fedit.transforms.base import Transform
+from fedit.transforms.chain import Downlink, receive
 from fedit.types import (
     Broadcast,
     ClientFailure,
@@ -28,7 +30,12 @@ MOST_EMPTY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock."""
+    """What happened in one round.
+
+    bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
+    raw_bytes_up, raw_bytes_down: of the same before transforms.
+    seconds: wall-clock.
+    """
 
     round: int
     cohort: list[str]
@@ -39,6 +46,8 @@ class RoundRecord:
     tokens: int
     bytes_up: int
     bytes_down: int
+    raw_bytes_up: int
+    raw_bytes_down: int
     seconds: float
     diagnostics: dict[str, float]
 
@@ -49,7 +58,6 @@ class _Tally:
 
     clients: list[dict[str, float | str]] = field(default_factory=list)
     tokens: int = 0
-    bytes_up: int = 0
     weight: float = 0.0
     weighted_loss: float = 0.0
 
@@ -59,9 +67,27 @@ class _Tally:
             {"client": update.client_id, "examples": update.num_examples, "weight": update.weight, **metrics}
         )
         self.tokens += int(metrics.get("tokens", 0))
-        self.bytes_up += tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
         self.weight += update.weight
         self.weighted_loss += update.weight * metrics.get("loss", 0.0)
+
+
+@dataclass(slots=True)
+class _Uplink:
+    """What clients send, as it was before their transforms; adds up its bytes."""
+
+    transforms: Sequence[Transform]
+    bytes: int = 0
+    raw_bytes: int = 0
+
+    def received(self, results: Iterable[ClientUpdate | ClientFailure]) -> Iterator[ClientUpdate | ClientFailure]:
+        for result in results:
+            if isinstance(result, ClientFailure):
+                yield result
+                continue
+            self.bytes += _update_bytes(result)
+            opened = receive(self.transforms, result)
+            self.raw_bytes += _update_bytes(result if isinstance(opened, ClientFailure) else opened)
+            yield opened
 
 
 def run_rounds(
@@ -74,6 +100,7 @@ def run_rounds(
     training: Callable[[int], LocalTraining],
     seed: int,
     min_clients: int = 1,
+    transforms: Sequence[Transform] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -81,6 +108,7 @@ def run_rounds(
 
     cohort:   (clients, round) -> ids of those who take part, sorted.
     training: round -> how clients train in it.
+    transforms: what the engine's clients send and are sent instead; theirs must be the same.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -90,7 +118,9 @@ def run_rounds(
         server = replace(server, adapter=tensors.flatten(server.adapter))
     empty = 0
     while server.round < rounds:
-        server, record = _one_round(server, engine, strategy, clients, cohort, training, seed, min_clients)
+        server, record = _one_round(
+            server, engine, strategy, clients, cohort, training, seed, min_clients, transforms
+        )
         empty = 0 if record.aggregated else empty + 1
         yield server, record
         if empty == MOST_EMPTY_ROUNDS:
@@ -111,20 +141,17 @@ def _one_round(
     training: Callable[[int], LocalTraining],
     seed: int,
     min_clients: int,
+    transforms: Sequence[Transform],
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
     chosen = cohort(list(clients.values()), number)
     how = training(number)
+    broadcasts = {client_id: strategy.broadcast(server, clients[client_id]) for client_id in chosen}
+    down, up = Downlink(transforms), _Uplink(transforms)
     tasks = [
-        ClientTask(
-            number,
-            client_id,
-            strategy.broadcast(server, clients[client_id]),
-            how,
-            seeds.derive(seed, "train", number, client_id),
-        )
-        for client_id in chosen
+        ClientTask(number, client_id, down.sent(broadcast), how, seeds.derive(seed, "train", number, client_id))
+        for client_id, broadcast in broadcasts.items()
     ]
     bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)
@@ -136,10 +163,10 @@ def _one_round(
         bias.observe(update)
 
     updates = Updates(
-        engine.run(tasks),
+        up.received(engine.run(tasks)),
         server.adapter,
         observe,
-        starts=_starts(strategy, server, tasks),
+        starts=_starts(server, {client_id: down.start(b) for client_id, b in broadcasts.items()}),
         uploads=partial(strategy.uploads, round=number),
     )
     try:
@@ -157,8 +184,10 @@ def _one_round(
         aggregated=aggregated,
         loss=tally.weighted_loss / tally.weight if tally.weight else None,
         tokens=tally.tokens,
-        bytes_up=tally.bytes_up,
+        bytes_up=up.bytes,
         bytes_down=bytes_down,
+        raw_bytes_up=up.raw_bytes,
+        raw_bytes_down=sum(map(broadcast_bytes, broadcasts.values())),
         seconds=time.perf_counter() - started,
         diagnostics={**drift.report(mean), **bias.report(mean)},
     )
@@ -170,12 +199,22 @@ def broadcast_bytes(broadcast: Broadcast) -> int:
     return sum(map(tensors.num_bytes, (broadcast.adapter, broadcast.ledger, broadcast.extra)))
 
 
-def _starts(strategy: Strategy, server: ServerState, tasks: Sequence[ClientTask]) -> dict[str, Tensors]:
-    """Return by client id what those start from that do not start from the server's adapter as it is."""
+def _update_bytes(update: ClientUpdate) -> int:
+    return tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
+
+
+def _starts(server: ServerState, received: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """Return by client id what those start from that do not start from the server's adapter as it is.
+
+    received: adapter by client id; clients that share one share their start.
+    """
     own: dict[str, Tensors] = {}
-    for task in tasks:
-        sent = task.broadcast.adapter
-        if sent is not server.adapter:
-            missing = {name: tensor for name, tensor in server.adapter.items() if name not in sent}
-            own[task.client_id] = {**lora.cut_to(missing, sent), **sent}
+    whole: dict[int, Tensors] = {}
+    for client_id, adapter in received.items():
+        if adapter is server.adapter:
+            continue
+        if id(adapter) not in whole:
+            missing = {name: tensor for name, tensor in server.adapter.items() if name not in adapter}
+            whole[id(adapter)] = {**lora.cut_to(missing, adapter), **adapter} if missing else adapter
+        own[client_id] = whole[id(adapter)]
     return own

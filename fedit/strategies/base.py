@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,6 +26,11 @@ class Strategy:
     A subclass is a frozen dataclass whose fields are its hyper-parameters. It overrides
     only what its paper changes. Subclass ``Strategy`` itself, never another algorithm.
     """
+
+    keeps_basis: ClassVar[bool] = True
+    """Whether an entry of the adapter means in the next round what it meant in this one, and the next adapter is
+    this one plus what clients sent. Not so where it is made anew from their products: then a change that a client
+    held back cannot be added later."""
 
     # --- server half ---
 
