@@ -8,6 +8,7 @@ from fedit.cli.flags import default_text, section
 from fedit.config import SECTIONS, RunConfig, StudyConfig
 from fedit.data.partition import PARTITIONS
 from fedit.strategies import STRATEGIES, build_strategy
+from fedit.transforms import TRANSFORMS, build_transforms
 
 DOCS = Path(__file__).parent
 
@@ -45,9 +46,9 @@ def settings_page() -> str:
 
 
 def algorithms_page() -> str:
-    """Return the tables of strategies and partitions."""
+    """Return the tables of strategies, transforms and partitions."""
     lines = [
-        "# Strategies and partitions",
+        "# Strategies, transforms and partitions",
         "",
         "This page is generated from the code.",
         "",
@@ -60,6 +61,19 @@ def algorithms_page() -> str:
         cls = type(build_strategy(name, {}))
         options = ", ".join(f"`{f}` = {v}" for f, v in vars(build_strategy(name, {})).items()) or "none"
         lines.append(f"| `{name}` | {(inspect.getdoc(cls) or '').splitlines()[0]} | {options} |")
+    lines += [
+        "",
+        "## Transforms",
+        "",
+        "What happens to updates and broadcasts on their way; see [communication](communication.md).",
+        "",
+        "| name | what it does | options |",
+        "|---|---|---|",
+    ]
+    for name in TRANSFORMS:
+        (transform,) = build_transforms([{name: {}}])
+        options = ", ".join(f"`{f}` = {v}" for f, v in vars(transform).items()) or "none"
+        lines.append(f"| `{name}` | {(inspect.getdoc(transform) or '').splitlines()[0]} | {options} |")
     lines += ["", "## Partitions", "", "| name | needs | what it does | options |", "|---|---|---|---|"]
     for name, scheme in PARTITIONS.items():
         options = ", ".join(f"`{option}`" for option in sorted(scheme.options)) or "none"

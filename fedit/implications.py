@@ -45,6 +45,7 @@ def implications(config: RunConfig) -> dict[str, object]:
         "bytes_up_per_round": bytes_each * job.cohort_size,
         "bytes_down_per_round": bytes_each * job.cohort_size,
         "bytes_total": 2 * bytes_each * job.cohort_size * rounds,
+        **({"bytes_are_of": "the adapter before its transforms"} if job.transforms else {}),
     }
 
 

@@ -33,6 +33,11 @@ def build_transforms(settings: Sequence[Mapping[str, Mapping[str, object]]]) -> 
         typing.cast(Transform, registry.build("transform", name, options, TRANSFORMS, Transform))
         for name, options in named
     )
+    for (name, _), transform in zip(named, built, strict=True):
+        if not hasattr(transform, "stage"):
+            raise ConfigError(
+                f"transform '{name}' does not say its stage; give its class a line: stage = Stage.BITS."
+            )
     for place in range(1, len(built)):
         if built[place].stage <= built[place - 1].stage:
             first, second = named[place - 1][0], named[place][0]
