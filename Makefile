@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-peers hooks clean help
+.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-compression bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -84,6 +84,10 @@ bench-quick: setup bench-peers
 # On a machine with a CUDA device; everything it needs is in fedit's own environment.
 bench-cuda: setup
 	@$(BIN)/python -m benchmarks.cuda
+
+# What transforms take and lose on real updates; a minute.
+bench-compression: setup
+	@$(BIN)/python -m benchmarks.compression
 
 hooks: setup
 	$(BIN)/prek install
