@@ -53,7 +53,7 @@ class Row:
     error:   Euclidean norm of what is lost, as a share of the delta's.
     kept:    squared norm of what arrives, as a share of the delta's.
     whole:   error, as a share of the delta's norm, had the trained adapter been sent and not its delta.
-    encode, decode: float32 megabytes a second, the best of several.
+    encode, decode: float32 megabytes a CPU second, the best of several.
     """
 
     name: str
@@ -153,12 +153,12 @@ def difference(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> Tensors:
 
 
 def best(act: Callable[[], T]) -> float:
-    """Return the seconds of the fastest of several tries."""
+    """Return the CPU seconds of the fastest of several tries: others may use the machine."""
     seconds = []
     for _ in range(REPEATS):
-        started = time.perf_counter()
+        started = time.process_time()
         act()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return min(seconds)
 
 
@@ -172,7 +172,9 @@ def name_of(chain: list[Mapping[str, Mapping[str, object]]]) -> str:
 
 
 def print_table(rows: list[Row]) -> None:
-    print("| transforms | bits a parameter | times smaller | error | energy kept | of the adapter itself | MB/s |")
+    print(
+        "| transforms | bits a parameter | times smaller | error | energy kept | of the adapter itself | MB a CPU second |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         print(
