@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-products bench-peers hooks clean help
+.PHONY: setup demo test test-slow check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -89,6 +89,10 @@ bench-cuda: setup
 # What the server's half of each strategy costs, a few minutes; --layers N for fewer than 32.
 bench-products: setup
 	@$(BIN)/python -m benchmarks.products
+
+# What transforms take and lose on real updates; a minute.
+bench-compression: setup
+	@$(BIN)/python -m benchmarks.compression
 
 hooks: setup
 	$(BIN)/prek install

@@ -9,6 +9,7 @@ from fedit.config import SECTIONS, RunConfig, StudyConfig
 from fedit.data.partition import PARTITIONS
 from fedit.facts import bytes_of_a_round, facts
 from fedit.strategies import STRATEGIES, build_strategy
+from fedit.transforms import TRANSFORMS, build_transforms
 
 DOCS = Path(__file__).parent
 
@@ -49,9 +50,9 @@ def settings_page() -> str:
 
 
 def algorithms_page() -> str:
-    """Return the tables of strategies and partitions."""
+    """Return the tables of strategies, transforms and partitions."""
     lines = [
-        "# Strategies and partitions",
+        "# Strategies, transforms and partitions",
         "",
         "This page is generated from the code.",
         "",
@@ -92,6 +93,19 @@ def algorithms_page() -> str:
         "and mean something only while these stay. A job has one strategy, so none of them is carried over a",
         "change of basis, such as a singular value decomposition, that another algorithm makes.",
     ]
+    lines += [
+        "",
+        "## Transforms",
+        "",
+        "What happens to updates and broadcasts on their way; see [communication](communication.md).",
+        "",
+        "| name | what it does | options |",
+        "|---|---|---|",
+    ]
+    for name in TRANSFORMS:
+        (transform,) = build_transforms([{name: {}}])
+        options = ", ".join(f"`{f}` = {v}" for f, v in vars(transform).items()) or "none"
+        lines.append(f"| `{name}` | {(inspect.getdoc(transform) or '').splitlines()[0]} | {options} |")
     lines += ["", "## Partitions", "", "| name | needs | what it does | options |", "|---|---|---|---|"]
     for name, scheme in PARTITIONS.items():
         options = ", ".join(f"`{option}`" for option in sorted(scheme.options)) or "none"

@@ -9,6 +9,8 @@ from fedit.events import Event
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
+from fedit.transforms import chain
+from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
@@ -30,6 +32,7 @@ class Arm:
     cohort: CohortRule
     training: Callable[[int], LocalTraining]
     min_clients: int
+    transforms: Sequence[Transform] = ()
 
 
 class ArmRows(Mapping[str, Sequence[TokenRow]]):
@@ -52,7 +55,11 @@ class ArmRows(Mapping[str, Sequence[TokenRow]]):
 
 
 def federated(job: Job, strategy: str | None = None) -> Arm:
-    """Return the federation that the job describes; strategy: another algorithm, at its default options."""
+    """Return the federation that the job describes; strategy: another algorithm, at its default options.
+
+    Raises:
+        ConfigError: the job's transforms cannot work with that algorithm.
+    """
 
     def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
@@ -61,6 +68,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
     if strategy:
         chosen = build_strategy(strategy, {})
         chosen.check(job.training())
+        chain.check(job.transforms, chosen)
     members = {client: [client] for client in job.clients}
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
@@ -70,6 +78,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         choose,
         lambda round: job.training(),
         job.config.min_clients,
+        job.transforms,
     )
 
 

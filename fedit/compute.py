@@ -134,6 +134,7 @@ class Here:
             arm.strategy,
             seed=job.config.seed,
             weighting=job.config.weighting,
+            transforms=arm.transforms,
             store=ClientStore(folder / "clients"),
             crew=job.crew,
             describe=job.client_info,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from fedit.scaling import lora_scale
@@ -152,6 +152,11 @@ class RunConfig(BaseModel):
     client_ranks: list[PositiveInt] | dict[str, PositiveInt] = Field([], json_schema_extra=_in("federation"))
     """Ranks of clients that differ from lora_r, the server's: a list, dealt in turn, or client: rank. Needs a
     strategy for mixed ranks."""
+    transforms: list[dict[str, dict[str, int | float | str | bool]]] = Field(
+        [], json_schema_extra=_in("federation")
+    )
+    """What happens to updates and broadcasts on their way, in order, such as compression: names, or with options
+    "[top_k: {fraction: 0.1}, zstd]"; see fedit list transforms, or "file.py:Class"."""
     weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
@@ -234,6 +239,16 @@ class RunConfig(BaseModel):
     stack_clients: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """Clients that train in one pass over the base. Default: several where their steps are small; 1: never."""
 
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _named_transforms(cls, value: object) -> object:
+        """Read a name alone as a name without options, and a mapping as a list of its items."""
+        items = [{name: options} for name, options in value.items()] if isinstance(value, dict) else value
+        if not isinstance(items, list):
+            return value
+        plain = [{item: {}} if isinstance(item, str) else item for item in items]
+        return [{n: o or {} for n, o in item.items()} if isinstance(item, dict) else item for item in plain]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [message for bad, message in self._problems() if bad]
@@ -291,6 +306,10 @@ class RunConfig(BaseModel):
             (
                 self.defence_steps > 0 and self.validation == 0 and self.poison != "forget_policy",
                 "defence_steps needs rows that the server holds: set validation, for instance to 4",
+            ),
+            (
+                any(len(item) != 1 for item in self.transforms),
+                "an item of transforms holds one name and its options; begin every transform with a dash",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

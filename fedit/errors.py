@@ -11,6 +11,7 @@
     │   ├── NoUpdates        too few clients delivered
     │   ├── SealedUpdates    one client's update was asked for where only the sum may be seen
     │   └── UpdatesConsumed  a cohort's updates were read twice
+    ├── DamagedPayload       what was sent is not what arrived
     └── JudgeError           a judge that does not answer
 
 A message says what was found, what was expected and what to do, with values in it.
@@ -66,6 +67,10 @@ class SealedUpdates(RoundError):
 
 class UpdatesConsumed(RoundError):
     """A cohort's updates stream once and were read a second time."""
+
+
+class DamagedPayload(FeditError):
+    """Tensors arrived that are not what was sent, or nothing that can be read."""
 
 
 class JudgeError(FeditError):

@@ -66,6 +66,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             min_clients=arm.min_clients,
             # Tokens are counted by training; until then every client weighs the same.
             weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
+            transforms=arm.transforms,
         ):
             server = state
             with log.together():
@@ -116,6 +117,8 @@ def totals(events: Sequence[Event]) -> dict[str, float]:
         "tokens": sum(_number(event["tokens"]) for event in rounds),
         "bytes_up": sum(_number(event["bytes_up"]) for event in rounds),
         "bytes_down": sum(_number(event["bytes_down"]) for event in rounds),
+        "raw_bytes_up": sum(_number(event["raw_bytes_up"]) for event in rounds),
+        "raw_bytes_down": sum(_number(event["raw_bytes_down"]) for event in rounds),
         "seconds": round(sum(_number(event["seconds"]) for event in timed), 3),
     }
 
@@ -171,6 +174,8 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         tokens=record.tokens,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
+        raw_bytes_up=record.raw_bytes_up,
+        raw_bytes_down=record.raw_bytes_down,
         seconds=round(record.seconds, 3),
         **({"reason": record.reason} if record.reason else {}),
         **record.diagnostics,

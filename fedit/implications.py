@@ -44,4 +44,5 @@ def implications(config: RunConfig) -> dict[str, object]:
         "bytes_up_per_round": round(up * cohort),
         "bytes_down_per_round": round(down * cohort),
         "bytes_total": round((up + down) * cohort * rounds),
+        **({"bytes_are_of": "the adapter before its transforms"} if job.transforms else {}),
     }

@@ -39,6 +39,7 @@ CHANGES = {
     "model": "the base model",
     "template": "the prompt template",
     "strategy": "the strategy's own file",
+    "transforms": "a transform's own file",
 }
 """Part of a run's identity -> its name in the message that it changed."""
 

@@ -35,6 +35,8 @@ from fedit.model.sources import ModelSource, resolve_model
 from fedit.ranks import check_ranks, ranks_of_clients, with_rank
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
+from fedit.transforms import build_transforms, chain
+from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
 
 MOST_UNLABELLED_HELD_OUT = 200
@@ -57,6 +59,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     template: Template
     strategy: Strategy
+    transforms: tuple[Transform, ...]
     corpus: Corpus
     partition: Partition
     table: TokenTable
@@ -218,6 +221,8 @@ def prepare(
     num_threads = num_threads or default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
+    transforms = build_transforms(config.transforms)
+    chain.check(transforms, strategy)
     corpus, empty = _without_empty_answers(load_corpus(config))
     source = resolve_model(config.model, progress=say)
     config = with_rank(config, strategy, source)
@@ -252,6 +257,7 @@ def prepare(
         tokenizer,
         template,
         strategy,
+        transforms,
         corpus,
         partition,
         table,

@@ -1,7 +1,7 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,6 +11,8 @@ from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.rehearsal import check_ranks
 from fedit.strategies.base import Strategy
+from fedit.transforms.base import Transform
+from fedit.transforms.chain import Downlink, receive
 from fedit.types import (
     Broadcast,
     ClientFailure,
@@ -29,10 +31,13 @@ MOST_EMPTY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock.
+    """What happened in one round.
 
     clients: those whose updates were used; failures: those who delivered none that could be.
-    reason:  why the strategy could not aggregate; None where it did.
+    bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
+    raw_bytes_up, raw_bytes_down: of the same before transforms.
+    seconds: wall-clock.
+    reason: why the strategy could not aggregate; None where it did.
     """
 
     round: int
@@ -44,6 +49,8 @@ class RoundRecord:
     tokens: int
     bytes_up: int
     bytes_down: int
+    raw_bytes_up: int
+    raw_bytes_down: int
     seconds: float
     diagnostics: dict[str, float]
     reason: str | None = None
@@ -55,7 +62,6 @@ class _Tally:
 
     clients: list[dict[str, float | str]] = field(default_factory=list)
     tokens: int = 0
-    bytes_up: int = 0
 
     def observe(self, update: ClientUpdate) -> None:
         metrics = dict(update.metrics)
@@ -63,7 +69,6 @@ class _Tally:
             {"client": update.client_id, "examples": update.num_examples, "weight": update.weight, **metrics}
         )
         self.tokens += int(metrics.get("tokens", 0))
-        self.bytes_up += tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
 
     def used(self, updates: Updates) -> list[dict[str, float | str]]:
         """Return the clients that the strategy did not reject, with their part in the aggregate if it is known."""
@@ -71,6 +76,25 @@ class _Tally:
         if not updates.shares:
             return kept
         return [{**client, "share": updates.shares.get(str(client["client"]), 0.0)} for client in kept]
+
+
+@dataclass(slots=True)
+class _Uplink:
+    """What clients send, as it was before their transforms; adds up its bytes."""
+
+    transforms: Sequence[Transform]
+    bytes: int = 0
+    raw_bytes: int = 0
+
+    def received(self, results: Iterable[ClientUpdate | ClientFailure]) -> Iterator[ClientUpdate | ClientFailure]:
+        for result in results:
+            if isinstance(result, ClientFailure):
+                yield result
+                continue
+            self.bytes += _update_bytes(result)
+            opened = receive(self.transforms, result)
+            self.raw_bytes += _update_bytes(result if isinstance(opened, ClientFailure) else opened)
+            yield opened
 
 
 def run_rounds(
@@ -84,6 +108,7 @@ def run_rounds(
     seed: int,
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
+    transforms: Sequence[Transform] = (),
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -93,6 +118,7 @@ def run_rounds(
     training: round -> how clients train in it.
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
+    transforms: what the engine's clients send and are sent instead; theirs must be the same.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -104,7 +130,7 @@ def run_rounds(
     empty = 0
     while server.round < rounds:
         server, record = _one_round(
-            server, engine, strategy, clients, weights, cohort, training, seed, min_clients
+            server, engine, strategy, clients, weights, cohort, training, seed, min_clients, transforms
         )
         empty = 0 if record.aggregated else empty + 1
         yield server, record
@@ -129,23 +155,25 @@ def _one_round(
     training: Callable[[int], LocalTraining],
     seed: int,
     min_clients: int,
+    transforms: Sequence[Transform],
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
     chosen = sorted({*cohort(list(clients.values()), number), *strategy.always()})
     how = training(number)
     infos = [clients[client_id] for client_id in chosen]
-    sent = [strategy.broadcast(server, info) for info in infos]
-    check_ranks(strategy, server, infos, sent)
+    broadcasts = {info.client_id: strategy.broadcast(server, info) for info in infos}
+    check_ranks(strategy, server, infos, list(broadcasts.values()))
+    down, up = Downlink(transforms), _Uplink(transforms)
     tasks = [
-        ClientTask(number, client_id, broadcast, how, seeds.derive(seed, "train", number, client_id))
-        for client_id, broadcast in zip(chosen, sent, strict=True)
+        ClientTask(number, client_id, down.sent(broadcast), how, seeds.derive(seed, "train", number, client_id))
+        for client_id, broadcast in broadcasts.items()
     ]
     bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)
     bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
     error = _aggregation_error(strategy, server, seeds.derive(seed, "bias", number))
-    ledgers = {task.client_id: task.broadcast.ledger for task in tasks}
+    ledgers = {client_id: broadcast.ledger for client_id, broadcast in broadcasts.items()}
 
     def observe(update: ClientUpdate, norm: float) -> None:
         tally.observe(update)
@@ -156,10 +184,10 @@ def _one_round(
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
     updates = Updates(
-        engine.run(tasks),
+        up.received(engine.run(tasks)),
         server.adapter,
         observe,
-        starts=_starts(strategy, server, tasks),
+        starts=_starts(server, {client_id: down.start(b) for client_id, b in broadcasts.items()}),
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={client_id: clients[client_id].num_examples for client_id in chosen},
@@ -186,8 +214,10 @@ def _one_round(
         aggregated=aggregated,
         loss=_mean_loss(used),
         tokens=tally.tokens,
-        bytes_up=tally.bytes_up,
+        bytes_up=up.bytes,
         bytes_down=bytes_down,
+        raw_bytes_up=up.raw_bytes,
+        raw_bytes_down=sum(map(broadcast_bytes, broadcasts.values())),
         seconds=time.perf_counter() - started,
         diagnostics=diagnostics,
         reason=reason,
@@ -207,14 +237,24 @@ def broadcast_bytes(broadcast: Broadcast) -> int:
     return sum(map(tensors.num_bytes, (broadcast.adapter, broadcast.ledger, broadcast.extra)))
 
 
-def _starts(strategy: Strategy, server: ServerState, tasks: Sequence[ClientTask]) -> dict[str, Tensors]:
-    """Return by client id what those start from that do not start from the server's adapter as it is."""
+def _update_bytes(update: ClientUpdate) -> int:
+    return tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
+
+
+def _starts(server: ServerState, received: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """Return by client id what those start from that do not start from the server's adapter as it is.
+
+    received: adapter by client id; clients that share one share their start.
+    """
     own: dict[str, Tensors] = {}
-    for task in tasks:
-        sent = task.broadcast.adapter
-        if sent is not server.adapter:
-            missing = {name: tensor for name, tensor in server.adapter.items() if name not in sent}
-            own[task.client_id] = {**lora.cut_to(missing, sent), **sent}
+    whole: dict[int, Tensors] = {}
+    for client_id, adapter in received.items():
+        if adapter is server.adapter:
+            continue
+        if id(adapter) not in whole:
+            missing = {name: tensor for name, tensor in server.adapter.items() if name not in adapter}
+            whole[id(adapter)] = {**lora.cut_to(missing, adapter), **adapter} if missing else adapter
+        own[client_id] = whole[id(adapter)]
     return own
 
 

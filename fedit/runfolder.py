@@ -94,6 +94,7 @@ def identity_of(job: Job) -> dict[str, object]:
         "model": job.source.fingerprint,
         "template": job.template.fingerprint,
         "strategy": _own_code(job.config.strategy),
+        "transforms": [code for item in job.config.transforms for name in item if (code := _own_code(name))],
         "num_threads": job.num_threads,
         "stack_width": job.stack_width,
     }
@@ -137,7 +138,7 @@ def check_writable(folder: Path) -> None:
         raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error
 
 
-def _own_code(strategy: str) -> str | None:
-    """Return the SHA-256 of a strategy's file where the user gave one."""
-    path = Path(strategy.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in strategy else None
+def _own_code(name: str) -> str | None:
+    """Return the SHA-256 of the file of a strategy or a transform where the user gave one."""
+    path = Path(name.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if ".py:" in name else None

@@ -70,9 +70,10 @@ def decode(content: bytes, parts: tuple[str, ...]) -> tuple[dict[str, Tensors], 
         if digest.hexdigest() != written:
             raise _Damaged("its content does not have the digest written in it: it was damaged or changed")
         found: dict[str, Tensors] = {part: {} for part in parts}
-        for name, tensor in safetensors.torch.load(content).items():
+        loaded = safetensors.torch.load(content)
+        for name in header:  # in the order they were written in, which the library does not keep
             part, _, key = name.partition("/")
-            found[part][key] = tensor
+            found[part][key] = loaded[name]
     except _Damaged:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, safetensors.SafetensorError) as error:

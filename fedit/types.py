@@ -153,12 +153,14 @@ class ClientState:
     private:      adapter tensors that the strategy does not share.
     memory:       whatever the strategy remembers.
     optimizer:    moments, when the optimizer is kept.
+    transforms:   what the transforms of its updates remember, such as what was not sent yet.
     """
 
     batches_seen: int = 0
     private: Tensors = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
+    transforms: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,14 @@ from functools import cached_property, partial
 from fedit import lora, seeds, tensors
 from fedit.crew import Crew
 from fedit.data.tokens import TokenRow
+from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
 from fedit.training import LocalJob, Progress, Trainer, TrainingFailed
+from fedit.transforms.base import Transform
+from fedit.transforms.chain import Downlink, send
 from fedit.types import ClientFailure, ClientInfo, ClientState, ClientTask, ClientUpdate, LocalResult, Tensors
 
 WEIGHTINGS: dict[str, Callable[[int, Progress], float]] = {
@@ -33,6 +36,7 @@ class Worker:
         *,
         seed: int,
         weighting: str = "examples",
+        transforms: Sequence[Transform] = (),
         store: ClientStore | None = None,
         crew: Crew | None = None,
         describe: Callable[[str, int], ClientInfo] = ClientInfo,
@@ -47,6 +51,7 @@ class Worker:
         self._strategy = strategy
         self._seed = seed
         self._weigh = WEIGHTINGS[weighting]
+        self._transforms = transforms
         self._store = store or ClientStore()
         self._describe = describe
 
@@ -68,7 +73,16 @@ class Worker:
 
         on_step: hears the index of a task and its progress after each of its steps.
         """
-        starts = [self._start(task) for task in tasks]
+        down = Downlink(self._transforms)
+        met = [self._start(task, down) for task in tasks]
+        places = [index for index, start in enumerate(met) if isinstance(start, _Start)]
+        starts = [start for start in met if isinstance(start, _Start)]
+        done = iter(self._train(starts, lambda index, progress: on_step(places[index], progress)))
+        return [start if isinstance(start, ClientFailure) else next(done) for start in met]
+
+    def _train(
+        self, starts: "Sequence[_Start]", on_step: Callable[[int, Progress], None]
+    ) -> list[ClientUpdate | ClientFailure]:
         if len(starts) > 1 and self._model.fast is not None:
             outcomes = StackedTrainer(self._model).train(
                 [self._job(start) for start in starts],
@@ -81,7 +95,11 @@ class Worker:
             self._finish(start, self._alone(start, partial(on_step, index))) for index, start in enumerate(starts)
         ]
 
-    def _start(self, task: ClientTask) -> "_Start":
+    def _start(self, task: ClientTask, down: Downlink) -> "_Start | ClientFailure":
+        try:
+            task = replace(task, broadcast=down.arrived(task.broadcast))
+        except DamagedPayload as error:
+            return ClientFailure(task.client_id, task.round, f"what the server sent cannot be read: {error}")
         state = self._store.read(task.client_id, task.round)
         adapter = task.broadcast.adapter
         if state.private:
@@ -123,11 +141,6 @@ class Worker:
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
         extra, memory = self._strategy.finish(task, result, state.memory)
         private = {name: tensor for name, tensor in trained.items() if not self._strategy.shares(name)}
-        self._store.write(
-            task.client_id,
-            task.round,
-            ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
-        )
         num_examples = len(start.rows)
         uploads = partial(self._strategy.uploads, round=task.round)
         # A flat delta stays flat where all of it leaves.
@@ -136,7 +149,12 @@ class Worker:
         scale = task.broadcast.scale
         if scale is None:
             scale = self._model.scale_of(start.adapter)
-        return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics, scale)
+        update = ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics, scale)
+        seed = seeds.derive(self._seed, "transforms", task.round, task.client_id)
+        sent, remembered = send(self._transforms, update, state.transforms, seed)
+        kept = ClientState(state.batches_seen + progress.steps, private, memory, optimizer, remembered)
+        self._store.write(task.client_id, task.round, kept)
+        return sent
 
     def _job(self, start: "_Start") -> LocalJob:
         task, memory = start.task, start.state.memory

@@ -62,7 +62,9 @@ def _metavar(field: FieldInfo) -> str:
     text = str(field.annotation)
     if "Literal" in text:
         return "NAME"
-    if "bool" in text and "dict" not in text:
+    if "dict" in text:
+        return "YAML"
+    if "bool" in text:
         return "true|false"
     if "int" in text or "float" in text:
         return "NUMBER"

@@ -76,7 +76,7 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="strategies, partitions, templates, recipes, formats, schedules, "
+            help="strategies, transforms, partitions, templates, recipes, formats, schedules, "
             "models or settings. Default: all, in short.",
         ),
     ] = None,
@@ -86,7 +86,7 @@ def list_names(
     lora_r: Annotated[int, typer.Option("--lora_r", min=1, help="Rank for --model.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """List what settings accept: strategies, partitions, templates, recipes, formats, schedules, models, settings.
+    """List what settings accept: strategies, transforms, partitions, templates, recipes, formats and more.
 
     With a KIND each name comes with its options, what it needs and where it is from; strategies with what travels,
     whether the aggregate is exact and what they can be combined with, found by rehearsing them.
@@ -117,7 +117,14 @@ def strategies() -> list[Entry]:
     """Return the algorithms, read from their source: importing one would import torch."""
     from fedit.strategies import STRATEGIES
 
-    return [_strategy(name, *target.split(":")) for name, target in STRATEGIES.items()]
+    return [_class("strategy", name, target) for name, target in STRATEGIES.items()]
+
+
+def transforms() -> list[Entry]:
+    """Return what may happen to updates on their way, read from its source like the algorithms."""
+    from fedit.transforms import TRANSFORMS
+
+    return [_class("transform", name, target) for name, target in TRANSFORMS.items()]
 
 
 def _with_facts(entry: Entry, model: str | None, rank: int) -> Entry:
@@ -218,6 +225,7 @@ def settings() -> list[Entry]:
 
 KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     "strategies": ("strategy=NAME: the algorithm", strategies),
+    "transforms": ("transforms=[NAME, ...]: what happens to updates on their way", transforms),
     "partitions": ("partitioner=NAME: who holds which row", partitions),
     "templates": ("prompt_template=NAME: how a row becomes text", templates),
     "recipes": ("fedit run NAME: jobs that come with fedit", recipes),
@@ -228,10 +236,12 @@ KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
 }
 
 
-def _strategy(name: str, module: str, attribute: str) -> Entry:
+def _class(kind: str, name: str, target: str) -> Entry:
+    """Return what the source of a class ("module:Class") says about it: its options are its annotated fields."""
+    module, attribute = target.split(":")
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"strategy '{name}': there is no module {module}")
+        raise ModuleNotFoundError(f"{kind} '{name}': there is no module {module}")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     head = ast.get_docstring(tree) or ""
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
@@ -243,7 +253,7 @@ def _strategy(name: str, module: str, attribute: str) -> Entry:
             "help": said.get(node.target.id, ""),
         }
         for node in own.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_option(node)
     }
     reference = _REFERENCE.search(" ".join(head.split()))
     title = " ".join(head.split("\n\n")[0].split())
@@ -253,6 +263,11 @@ def _strategy(name: str, module: str, attribute: str) -> Entry:
         "options": options,
     }
     return Entry(name, described.splitlines()[0] if described else "", facts)
+
+
+def _is_option(node: ast.AnnAssign) -> bool:
+    """Return whether an annotated name is a field; what belongs to the class says so with ``ClassVar``."""
+    return "ClassVar" not in ast.unparse(node.annotation)
 
 
 def _literal(value: ast.expr | None) -> object:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
-from fedit.report.summary import SHOWN_EXAMPLES, spread
+from fedit.report.summary import SHOWN_EXAMPLES, spread, traffic_text
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -92,7 +92,7 @@ def _print_totals(console: Console, folder: Path, summary: Mapping[str, object])
     console.print(
         f"\n{summary['rounds']} rounds over {summary['clients']} clients in "
         f"{duration(_number(summary['seconds']))}: {_number(summary['tokens']):,.0f} tokens trained, "
-        f"{_number(summary['bytes_up']) / 1e6:,.1f} MB up, {_number(summary['bytes_down']) / 1e6:,.1f} MB down"
+        f"{traffic_text(summary, 'bytes_up')} up, {traffic_text(summary, 'bytes_down')} down"
         + (f", {failed} updates rejected" if failed else ""),
         highlight=False,
         soft_wrap=True,

@@ -44,6 +44,17 @@ def wilson(right: float, total: int, z: float = 1.959964) -> Estimate:
     return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
 
 
+def shrunk(raw: float | None, sent: float | None) -> str:
+    """Return how many times smaller bytes became by transforms; nothing where they did not.
+
+    >>> shrunk(8_000_000, 2_000_000)
+    '4.0 times smaller than raw'
+    """
+    if not raw or not sent or raw <= sent:
+        return ""
+    return f"{raw / sent:,.1f} times smaller than raw"
+
+
 def number_text(value: float | None, form: str = "") -> str:
     """Return a number for a table or a label.
 

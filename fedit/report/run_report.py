@@ -7,7 +7,7 @@ from pathlib import Path
 from fedit.config import RunConfig
 from fedit.events import Event
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text
-from fedit.report.numbers import Estimate, number_text, wilson
+from fedit.report.numbers import Estimate, number_text, shrunk, wilson
 from fedit.report.record import BASE, FEDERATED, RunRecord, mapping, number, numbers, read_run
 from fedit.report.sections.clients import clients_section, partition_section
 from fedit.report.sections.curves import ArmCurve, ClientLosses, Points, curves_section
@@ -101,9 +101,10 @@ def summary_section(run: RunRecord) -> Section:
         ends = f"95 % interval {number_text(end.low, '.0%')} to {number_text(end.high, '.0%')}"
         facts.append(Fact("exact match", shares, ends))
     traffic = sum(number(run.summary.get(key)) or 0.0 for key in ("bytes_up", "bytes_down"))
+    less = shrunk(sum(number(run.summary.get(key)) or 0.0 for key in ("raw_bytes_up", "raw_bytes_down")), traffic)
     facts += [
         Fact("training tokens", number_text(number(run.summary.get("tokens")), "compact"), "of all clients"),
-        Fact("traffic", number_text(traffic, "bytes"), "both ways"),
+        Fact("traffic", number_text(traffic, "bytes"), f"both ways{f', {less}' if less else ''}"),
         Fact("time", number_text(number(run.summary.get("seconds")), "duration"), "training and evaluation"),
         Fact("failed updates", number_text(number(run.summary.get("failed_updates")), ",d")),
     ]
@@ -149,7 +150,7 @@ def _setup(run: RunRecord) -> Section:
             "Adapter", f"LoRA r={values.get('lora_r')}, alpha={values.get('lora_alpha')}", f"{trained} parameters"
         ),
         Fact("Data", str(summary.get("dataset")), f"{summary.get('held_out_rows')} held-out rows"),
-        Fact("Algorithm", str(summary.get("strategy"))),
+        Fact("Algorithm", str(summary.get("strategy")), _transforms(values)),
         Fact("Clients", str(summary.get("clients")), f"clients_per_round {values.get('clients_per_round')}"),
         Fact("Rounds", str(summary.get("rounds")), f"adapter of round {summary.get('adapter_round')}"),
         Fact("Local training", f"{budget} a round, batches of {values.get('batch_size')}"),
@@ -268,6 +269,12 @@ def _privacy(run: RunRecord) -> Section:
         "reveal what a client trained on: nothing was added to hide it."
     )
     return Section("Privacy", "privacy", (Text(note), Facts(tuple(facts))))
+
+
+def _transforms(values: Mapping[str, object]) -> str:
+    listed = values.get("transforms")
+    names = [str(name) for item in listed for name in item] if isinstance(listed, list) else []
+    return f"updates sent through {', '.join(names)}" if names else ""
 
 
 def _exact_match(run: RunRecord, arm: str) -> Estimate | None:

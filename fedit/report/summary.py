@@ -11,6 +11,7 @@ from fedit.events import Event
 from fedit.federation import Trained, totals
 from fedit.files import write_json, write_text
 from fedit.prepare import Job
+from fedit.report.numbers import shrunk
 from fedit.report.pictures import category_curves, learning_curves, partition_figure
 from fedit.report.record import COUNTS
 from fedit.scoring import Answers
@@ -145,6 +146,13 @@ def spread(items: Sequence[T], most: int) -> Sequence[T]:
     return items[:: max(len(items) // most, 1)][:most]
 
 
+def traffic_text(summary: Mapping[str, object], name: str) -> str:
+    """Return the bytes carried one way ("bytes_up"), and how they compare with those before transforms."""
+    sent = _number(summary[name])
+    less = shrunk(_number(summary.get(f"raw_{name}", sent)), sent)
+    return f"{sent / 1e6:,.1f} MB" + (f" ({less})" if less else "")
+
+
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
@@ -153,7 +161,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         "",
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
-        f"Up {_number(summary['bytes_up']) / 1e6:,.1f} MB, down {_number(summary['bytes_down']) / 1e6:,.1f} MB. "
+        f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
         f"Failed updates: {summary['failed_updates']}.",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "

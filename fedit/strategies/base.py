@@ -57,6 +57,14 @@ class Strategy:
         """Return the ids of clients that take part in every round, whoever else is drawn."""
         return frozenset()
 
+    @property
+    def keeps_basis(self) -> bool:
+        """Whether an entry of the adapter means in the next round what it meant in this one.
+
+        Not so where the adapter is made anew from products: a change that a client held back cannot be added later.
+        """
+        return True
+
     # --- both halves ---
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

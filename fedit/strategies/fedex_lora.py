@@ -26,6 +26,10 @@ class FedExLoRA(Strategy):
     residual_rank: int = 0
     tolerance: float = 1e-6
 
+    @property
+    def keeps_basis(self) -> bool:
+        return False
+
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         # Deviation: weighted by the clients' shares of the data, where the paper's code takes every client alike.
         mean, drifts = tensors.RunningMean(), lowrank.Stack(server.scale)

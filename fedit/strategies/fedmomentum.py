@@ -25,6 +25,10 @@ class FedMomentum(Strategy):
     energy: float = 0.9999
     tolerance: float = 1e-6
 
+    @property
+    def keeps_basis(self) -> bool:
+        return False
+
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
         return lowrank.for_client(server, client)
 

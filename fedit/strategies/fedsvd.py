@@ -24,6 +24,10 @@ class FedSVD(Strategy):
 
     period: int = 1
 
+    @property
+    def keeps_basis(self) -> bool:
+        return False
+
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         adapter = tensors.add(server.adapter, updates.mean().delta)
         if (server.round + 1) % self.period:

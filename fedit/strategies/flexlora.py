@@ -32,6 +32,10 @@ class FlexLoRA(Strategy):
 
     weights: Literal["plain", "rank_aware"] = "plain"
 
+    @property
+    def keeps_basis(self) -> bool:
+        return False
+
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
         return lowrank.for_client(server, client)
 

@@ -27,6 +27,10 @@ class FLoRA(Strategy):
 
     tolerance: float = 1e-6
 
+    @property
+    def keeps_basis(self) -> bool:
+        return False
+
     def init(self, adapter: Tensors) -> ServerState:
         return ServerState(0, adapter, memory={"seed": _seed_of(adapter)})
 

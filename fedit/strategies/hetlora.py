@@ -47,6 +47,10 @@ class HetLoRA(Strategy):
 
     # --- server half ---
 
+    @property
+    def keeps_basis(self) -> bool:
+        return self.order != "svd"
+
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
         full = _rank_of(server.adapter)
         rank = min(client.rank or full, full)

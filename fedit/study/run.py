@@ -23,10 +23,12 @@ from fedit.prepare import Job, prepare
 from fedit.report.write import write_report
 from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
 from fedit.settings import Settings
+from fedit.strategies import build_strategy
 from fedit.study.items import Items
 from fedit.study.plan import BASE, Training, expected_tokens, file_name, first_arms, later_arms, roles
 from fedit.study.report import study_report
 from fedit.study.summary import read_seeds, summarise
+from fedit.transforms import build_transforms, chain
 from fedit.types import Tensors
 
 SCHEMA = 1
@@ -113,6 +115,8 @@ def _check(config: RunConfig, study: StudyConfig) -> None:
         raise ConfigError("compare is for fedit run; what a study compares is named by study.arms.")
     if config.exact_match and not study.generate:
         raise ConfigError("exact_match needs generated answers; leave study.generate on.")
+    for name in study.strategies:
+        chain.check(build_transforms(config.transforms), build_strategy(name, {}))
 
 
 def _same_study(plan: Plan) -> None:

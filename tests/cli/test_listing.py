@@ -12,9 +12,11 @@ from fedit.data.schemas import SCHEMAS
 from fedit.schedule import SCHEDULES
 from fedit.settings import recipes
 from fedit.strategies import STRATEGIES
+from fedit.transforms import TRANSFORMS
 
 TABLES = {
     "strategies": STRATEGIES,
+    "transforms": TRANSFORMS,
     "partitions": PARTITIONS,
     "recipes": recipes(),
     "schedules": SCHEDULES,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fedit.report.charts.spec import Axis, Bars, Lines, Series, Stack
 from fedit.report.document import Block, Column, Fact, Facts, Figure, Note, Row, Section, Table, Text
-from fedit.report.numbers import MISSING, number_text
+from fedit.report.numbers import MISSING, number_text, shrunk
 from fedit.report.sections.curves import Points, thinned
 
 Event = Mapping[str, object]
@@ -46,14 +46,16 @@ def rounds_section(
 
 def communication_section(rounds: Sequence[Event], evaluations: Sequence[Event] = ()) -> Section:
     """Return traffic and time from the events ``round`` and ``evaluation`` of the federation."""
-    up, down = (sum(_value(event, name) or 0.0 for event in rounds) for name in ("bytes_up", "bytes_down"))
+    names = ("bytes_up", "bytes_down", "raw_bytes_up", "raw_bytes_down")
+    up, down, raw_up, raw_down = (sum(_value(event, name) or 0.0 for event in rounds) for name in names)
     training = sum(_value(event, "seconds") or 0.0 for event in rounds)
     scoring = sum(_value(event, "seconds") or 0.0 for event in evaluations)
     updates = sum(_integer(event, "delivered") for event in rounds)
     each = number_text(up / updates, "bytes") if updates else MISSING
+    about_up = _joined(f"{each} an update", shrunk(raw_up, up))
     facts = (
-        Fact("From clients to the server", number_text(up, "bytes"), f"{each} an update"),
-        Fact("From the server to clients", number_text(down, "bytes")),
+        Fact("From clients to the server", number_text(up, "bytes"), about_up),
+        Fact("From the server to clients", number_text(down, "bytes"), shrunk(raw_down, down)),
         Fact("Training", number_text(training, "duration"), "wall-clock time of the rounds"),
         Fact("Evaluation", number_text(scoring, "duration"), "of the federation's adapter"),
     )
@@ -68,7 +70,7 @@ def communication_section(rounds: Sequence[Event], evaluations: Sequence[Event] 
                 "Traffic",
                 Bars(of, Axis("bytes sent", "bytes"), labels, traffic),
                 f"Bytes by round; in all {number_text(up, 'bytes')} up and {number_text(down, 'bytes')} down.",
-                "Sizes of the tensors that are sent.",
+                "Sizes of the tensors as they are sent.",
                 half=True,
             ),
             Figure(
@@ -195,6 +197,10 @@ def _table(rounds: Sequence[Event]) -> Table:
     )
     rows = tuple(Row((str(event["round"]), *(_value(event, key) for _, key, _ in known))) for event in shown)
     return Table(caption, columns, rows, folded=True)
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _loss_over_traffic(rounds: Sequence[Event], evaluations: Sequence[Event]) -> Figure | None:
