@@ -1,8 +1,11 @@
 """The client half of a round: a task becomes an update. The same object wherever clients run."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, partial
+
+from torch import Tensor
 
 from fedit import lora, seeds, tensors
 from fedit.crew import Crew
@@ -12,7 +15,18 @@ from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
 from fedit.training import LocalJob, Progress, Trainer, TrainingFailed
-from fedit.types import ClientFailure, ClientInfo, ClientState, ClientTask, ClientUpdate, LocalResult, Tensors
+from fedit.types import (
+    ClientFailure,
+    ClientInfo,
+    ClientState,
+    ClientTask,
+    ClientUpdate,
+    LocalResult,
+    LocalTraining,
+    Phase,
+    Tensors,
+    own_adapter,
+)
 
 WEIGHTINGS: dict[str, Callable[[int, Progress], float]] = {
     "examples": lambda num_examples, progress: float(num_examples),
@@ -39,7 +53,7 @@ class Worker:
         self._trainer = Trainer(model, crew)
         self._model = model
         self._data = data
-        self._strategy = strategy
+        self._strategy = strategy.settled(model.shapes)
         self._seed = seed
         self._weigh = WEIGHTINGS[weighting]
         self._store = store or ClientStore()
@@ -60,22 +74,39 @@ class Worker:
     ) -> list[ClientUpdate | ClientFailure]:
         """Train the clients of several tasks, stacked where the model can; return a result for each.
 
+        Where a round has several phases, all clients are through with one before the next begins.
+
         on_step: hears the index of a task and its progress after each of its steps.
         """
-        starts = [self._start(task) for task in tasks]
-        if len(starts) > 1 and self._model.fast is not None:
-            outcomes = StackedTrainer(self._model).train(
-                [self._job(start) for start in starts],
-                [start.adapter for start in starts],
-                on_step,
-                [start.task.broadcast.ledger for start in starts],
+        clients = [self._start(task) for task in tasks]
+        for number in range(max((len(client.phases) for client in clients), default=0)):
+            due = [i for i, client in enumerate(clients) if client.failure is None and number < len(client.phases)]
+            phases = [(clients[i], clients[i].phases[number]) for i in due]
+            jobs = [self._job(client, phase) for client, phase in phases]
+            ledgers = [
+                phase.ledger if phase.ledger is not None else c.task.broadcast.ledger for c, phase in phases
+            ]
+            outcomes = self._train(jobs, ledgers, partial(_tell, on_step, due))
+            for (client, phase), outcome in zip(phases, outcomes, strict=True):
+                client.take(phase, outcome)
+        return [self._finish(client) for client in clients]
+
+    def _train(
+        self,
+        jobs: Sequence[tuple[LocalJob, Tensors]],
+        ledgers: Sequence[Tensors],
+        on_step: Callable[[int, Progress], None],
+    ) -> list[Trained | TrainingFailed]:
+        if len(jobs) > 1 and self._model.fast is not None:
+            return StackedTrainer(self._model).train(
+                [job for job, _ in jobs], [adapter for _, adapter in jobs], on_step, ledgers
             )
-            return [self._finish(start, outcome) for start, outcome in zip(starts, outcomes, strict=True)]
         return [
-            self._finish(start, self._alone(start, partial(on_step, index))) for index, start in enumerate(starts)
+            self._alone(job, adapter, partial(on_step, index), ledgers[index])
+            for index, (job, adapter) in enumerate(jobs)
         ]
 
-    def _start(self, task: ClientTask) -> "_Start":
+    def _start(self, task: ClientTask) -> "_Client":
         state = self._store.read(task.client_id, task.round)
         adapter = task.broadcast.adapter
         if state.private:
@@ -83,75 +114,160 @@ class Worker:
         missing = {n: t for n, t in self._initial.items() if n not in adapter}
         if missing:
             adapter = {**lora.cut_to(missing, adapter), **adapter}
-        return _Start(task, self._data[task.client_id], adapter, state)
+        scale = task.broadcast.scale
+        if scale is None:
+            scale = self._model.scale_of(adapter)
+        whole = replace(task, broadcast=replace(task.broadcast, adapter=adapter, scale=scale))
+        phases = self._strategy.phases(whole, state)
+        return _Client(task, self._data[task.client_id], adapter, scale, state, phases)
 
     @cached_property
     def _initial(self) -> Tensors:
         """What the run starts from, which the seed gives: tensors that no broadcast has to carry."""
         return self._strategy.init(self._model.initial(self._seed)).adapter
 
-    def _alone(self, start: "_Start", on_step: Callable[[Progress], None]) -> Trained | TrainingFailed:
+    def _begin(self, client: "_Client", phase: Phase) -> Tensors:
+        """Return the adapter that a phase begins with."""
+        if not phase.own:
+            return client.adapter
+        kept = own_adapter(client.state.memory, phase.name)
+        return kept or lora.cut_to(self._initial, client.start)
+
+    def _alone(
+        self, job: LocalJob, adapter: Tensors, on_step: Callable[[Progress], None], ledger: Tensors
+    ) -> Trained | TrainingFailed:
         try:
-            return self._trainer.train(self._job(start), start.adapter, on_step, start.task.broadcast.ledger)
+            return self._trainer.train(job, adapter, on_step, ledger)
         except TrainingFailed as error:
             return error
 
-    def _finish(self, start: "_Start", outcome: Trained | TrainingFailed) -> ClientUpdate | ClientFailure:
+    def _finish(self, client: "_Client") -> ClientUpdate | ClientFailure:
         """Keep what stays with the client and return what leaves it."""
-        task, state = start.task, start.state
-        if isinstance(outcome, TrainingFailed):
-            return ClientFailure(task.client_id, task.round, str(outcome))
-        progress, optimizer, trained = outcome
-        delta = tensors.sub(trained, start.adapter)
-        if not tensors.is_finite(delta):
+        task, state, progress = client.task, client.state, client.progress
+        if client.failure is not None:
+            return ClientFailure(task.client_id, task.round, client.failure)
+        delta = tensors.sub(client.adapter, client.start)
+        if not (tensors.is_finite(delta) and tensors.is_finite(client.kept)):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")
+        rows = progress.rows.union(*(own.rows for own in client.own.values()))
         metrics = {
             "loss": progress.loss,
             "steps": float(progress.steps),
-            "tokens": float(progress.tokens),
+            "tokens": float(progress.tokens + sum(own.tokens for own in client.own.values())),
             "supervised_tokens": float(progress.supervised_tokens),
-            "rows": float(len(progress.rows)),
+            "rows": float(len(rows)),
+            **{f"{name}_loss": own.loss for name, own in client.own.items()},
         }
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
-        extra, memory = self._strategy.finish(task, result, state.memory)
-        private = {name: tensor for name, tensor in trained.items() if not self._strategy.shares(name)}
+        remembered = {**state.memory, **client.kept} if client.kept else state.memory
+        extra, memory = self._strategy.finish(task, result, remembered)
+        private = {name: tensor for name, tensor in client.adapter.items() if not self._strategy.shares(name)}
         self._store.write(
             task.client_id,
             task.round,
-            ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
+            ClientState(state.batches_seen + progress.steps, private, memory, client.optimizer),
         )
-        num_examples = len(start.rows)
+        num_examples = len(client.rows)
         uploads = partial(self._strategy.uploads, round=task.round)
         # A flat delta stays flat where all of it leaves.
         shared = delta if all(map(uploads, delta)) else {n: t for n, t in delta.items() if uploads(n)}
         weight = self._weigh(num_examples, progress)
-        scale = task.broadcast.scale
-        if scale is None:
-            scale = self._model.scale_of(start.adapter)
-        return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics, scale)
+        return ClientUpdate(task.client_id, task.round, num_examples, weight, shared, extra, metrics, client.scale)
 
-    def _job(self, start: "_Start") -> LocalJob:
-        task, memory = start.task, start.state.memory
-        return LocalJob(
-            start.rows,
-            task.training,
+    def _job(self, client: "_Client", phase: Phase) -> tuple[LocalJob, Tensors]:
+        """Return what a phase trains and the adapter that it begins with."""
+        task, memory = client.task, client.state.memory
+        correct = phase.correct
+        if correct is None:
+            correct = _nothing if phase.own else partial(_correct, self._strategy, task, memory)
+        adapter = self._begin(client, phase)
+        trained = [name for name in adapter if self._strategy.trains(name, task.round) and phase.trains(name)]
+        job = LocalJob(
+            client.rows,
+            share_of(task.training, phase.share, len(client.rows)),
             round=task.round,
-            batches_seen=start.state.batches_seen,
+            # An adapter of the client's own sees the rows of the round; it does not move them on.
+            batches_seen=client.state.batches_seen + (0 if phase.own else client.progress.steps),
             data_seed=seeds.derive(self._seed, "data", task.client_id),
-            noise_seed=task.seed,
-            trainable=[name for name in start.adapter if self._strategy.trains(name, task.round)],
-            optimizer_state=start.state.optimizer,
-            correct=lambda params, grads: self._strategy.correct_gradients(task, params, grads, memory),
+            noise_seed=seeds.derive(task.seed, "phase", phase.name) if phase.name else task.seed,
+            trainable=trained,
+            optimizer_state=own_adapter(client.state.optimizer, phase.name)
+            if phase.own
+            else client.state.optimizer,
+            correct=correct,
             factors=self._strategy.factors if self._strategy.composes else None,
-            scale=task.broadcast.scale,
+            scale=task.broadcast.scale if phase.scale is None else phase.scale,
         )
+        return job, adapter
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """A client at the start of its round: ``adapter`` is what it was sent with what it keeps for itself."""
+class _Client:
+    """A client in its round: what it began with, what it is to train, and what it has trained so far.
 
-    task: ClientTask
-    rows: Sequence[TokenRow]
-    adapter: Tensors
-    state: ClientState
+    start:     what it was sent with what it keeps for itself; scale: that its B A is multiplied by.
+    adapter:   that of the round, as trained so far; progress: of the phases that trained it.
+    own:       name of a phase that trained an adapter of the client's own -> its progress.
+    kept:      those adapters, "phase/m.A"; optimizer: what is left of all optimizers.
+    failure:   why it cannot go on.
+    """
+
+    def __init__(
+        self,
+        task: ClientTask,
+        rows: Sequence[TokenRow],
+        start: Tensors,
+        scale: float,
+        state: ClientState,
+        phases: Sequence[Phase],
+    ) -> None:
+        self.task, self.rows, self.state, self.scale = task, rows, state, scale
+        self.start = self.adapter = start
+        self.phases = phases
+        self.progress = Progress()
+        self.own: dict[str, Progress] = {}
+        self.kept: Tensors = {}
+        self.optimizer: Tensors = {}
+        self.failure: str | None = None
+
+    def take(self, phase: Phase, outcome: Trained | TrainingFailed) -> None:
+        """Take note of what a phase came to."""
+        if isinstance(outcome, TrainingFailed):
+            self.failure = str(outcome)
+            return
+        progress, optimizer, trained = outcome
+        if phase.own:
+            self.own[phase.name] = progress
+            self.kept |= {f"{phase.name}/{name}": tensor for name, tensor in trained.items()}
+            self.optimizer |= {f"{phase.name}/{name}": tensor for name, tensor in optimizer.items()}
+        else:
+            self.progress.add(progress)
+            self.adapter = trained
+            self.optimizer |= optimizer
+
+
+def share_of(training: LocalTraining, share: float, num_rows: int) -> LocalTraining:
+    """Return local training of ``share`` as many steps or tokens, at least one; epochs become steps."""
+    if share == 1:
+        return training
+    if training.tokens is not None:
+        return replace(training, tokens=max(1, round(share * training.tokens)))
+    steps = training.steps or (training.epochs or 1) * math.ceil(num_rows / training.batch_size)
+    return replace(training, steps=max(1, round(share * steps)), epochs=None)
+
+
+def _tell(on_step: Callable[[int, Progress], None], due: Sequence[int], at: int, progress: Progress) -> None:
+    on_step(due[at], progress)
+
+
+def _correct(
+    strategy: Strategy,
+    task: ClientTask,
+    memory: Tensors,
+    params: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+) -> None:
+    strategy.correct_gradients(task, params, grads, memory)
+
+
+def _nothing(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+    """Leave gradients as they are."""

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fedit": "fedit.strategies.fedit:FedIT",
+    "ditto": "fedit.strategies.ditto:Ditto",
+    "fedper": "fedit.strategies.fedper:FedPer",
+    "fedrep": "fedit.strategies.fedrep:FedRep",
+    "feddpa": "fedit.strategies.feddpa:FedDPA",
 }
 
 
