@@ -159,7 +159,8 @@ class Worker:
             **{f"{name}_loss": own.loss for name, own in client.own.items()},
         }
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
-        remembered = {**state.memory, **client.kept} if client.kept else state.memory
+        # In one order, so that a resumed run writes the same bytes.
+        remembered = dict(sorted({**state.memory, **client.kept}.items())) if client.kept else state.memory
         extra, memory = self._strategy.finish(task, result, remembered)
         private = {name: tensor for name, tensor in client.adapter.items() if not self._strategy.shares(name)}
         self._store.write(

@@ -14,6 +14,7 @@ STRATEGIES: dict[str, str] = {
     "fedper": "fedit.strategies.fedper:FedPer",
     "fedrep": "fedit.strategies.fedrep:FedRep",
     "feddpa": "fedit.strategies.feddpa:FedDPA",
+    "clustered": "fedit.strategies.clustered:Clustered",
 }
 
 
