@@ -128,6 +128,8 @@ class RunConfig(BaseModel):
     """Hyper-parameters of the strategy, by name."""
     weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
+    unseen_clients: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("federation"))
+    """Clients, drawn by the seed, that no cohort has; personal_evaluation shows what they get in the end."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
     """Fewest updates that a round needs; with fewer the adapter stays as it is."""
 
@@ -180,6 +182,10 @@ class RunConfig(BaseModel):
     """Baselines to train beside the federation on the same rows: local, centralised."""
     compare_clients: PositiveInt = Field(3, json_schema_extra=_in("evaluation"))
     """How many clients are trained alone for compare=local."""
+    personal_evaluation: bool = Field(False, json_schema_extra=_in("evaluation"))
+    """At the end measure what every client runs for itself, beside the global adapter, in all categories."""
+    personal_steps: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("evaluation"))
+    """Optimizer steps by which every client then fine-tunes what it runs, to measure that too; 0: none."""
 
     # --- run ---
     seed: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("run"))
@@ -228,6 +234,10 @@ class RunConfig(BaseModel):
             (
                 self.devices_per_client > 1 and (self.stack_clients or 1) > 1,
                 "set only one of devices_per_client and stack_clients above 1",
+            ),
+            (
+                self.personal_steps > 0 and not self.personal_evaluation,
+                "personal_steps are for personal_evaluation only: set that to true",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

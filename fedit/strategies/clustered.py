@@ -79,8 +79,8 @@ class Clustered(Strategy):
                     _settle(memory, update, max(sides, key=lambda side: _likeness(memory, update, side)))
             else:
                 self._train(memory, node, cohort, server.round + 1)
-        # In one order, so that a resumed run writes the same bytes.
-        return replace(server, adapter=_mean_below(memory, 0), memory=dict(sorted(memory.items())))
+        memory = dict(sorted(memory.items()))  # in one order, so that a resumed run writes the same bytes
+        return replace(server, adapter=_mean_below(memory, 0), memory=memory)
 
     def personal(self, server: ServerState, client: ClientInfo, state: ClientState) -> Running:
         # Who has not found its cluster yet runs the mean of those that it may belong to.
