@@ -11,6 +11,7 @@ from fedit import arms, checkpoint, seeds, tensors
 from fedit.comparison import arm_folder
 from fedit.compute import Compute
 from fedit.data.statistics import summary
+from fedit.engines.base import Engine
 from fedit.errors import RunFolderError
 from fedit.evaluation.loss import RowLosses
 from fedit.events import EventLog
@@ -21,6 +22,7 @@ from fedit.report.summary import ArmResult
 from fedit.scaling import lora_scale
 from fedit.scoring import per_client
 from fedit.store import ClientStore
+from fedit.strategies.base import Strategy
 from fedit.types import (
     Broadcast,
     ClientFailure,
@@ -107,12 +109,13 @@ def _matrix(
 ) -> dict[str, object]:
     """Return the content of ``personal.json``."""
     measure = _Measure(job, compute)
-    (everyone,) = measure([Running(server.adapter, server.ledger, server.scale)])
+    strategy = job.strategy.settled(server.adapter)
+    (everyone,) = measure([Running(dict(strategy.factors(server.adapter)), server.ledger, server.scale)])
     across = len(job.clients) <= MOST_ACROSS
     clients: dict[str, dict[str, object]] = {}
     own: dict[str, dict[str, float]] = {"global": {}, "personal": {}, "tuned": {}, "local": dict(alone)}
     failures: dict[str, str] = {}
-    everybody = _personal(job, compute, folder, server)
+    everybody = _personal(job, compute, strategy, folder, server)
     while members := list(islice(everybody, TOGETHER)):
         log.tell("evaluating", server.round)
         found = {"personal": dict(zip([c for c, _ in members], measure([r for _, r in members]), strict=True))}
@@ -142,37 +145,40 @@ def _matrix(
     }
 
 
-def _personal(job: Job, compute: Compute, folder: Path, server: ServerState) -> Iterator[tuple[str, Running]]:
+def _personal(
+    job: Job, compute: Compute, strategy: Strategy, folder: Path, server: ServerState
+) -> Iterator[tuple[str, Running]]:
     """Yield every client with what it runs; who never took part has kept nothing."""
-    strategy = job.strategy.settled(server.adapter)
     store = ClientStore(folder / "clients")
-    for client in compute.engine(
-        arms.tuned(job), arm_folder(folder, arms.TUNED), lambda task, step: None
-    ).clients():
+    for client in _engine(job, compute, folder).clients():
         state = store.read(client.client_id, server.round + 1)
         yield client.client_id, strategy.personal(server, client, state)
+
+
+def _engine(job: Job, compute: Compute, folder: Path) -> Engine:
+    """Return where every client of the job can be trained on its own."""
+    return compute.engine(arms.tuned(job), arm_folder(folder, arms.TUNED), lambda task, step: None)
 
 
 def _tune(
     job: Job, compute: Compute, folder: Path, members: Sequence[tuple[str, Running]]
 ) -> tuple[dict[str, Running], dict[str, str]]:
     """Return what each client runs after its own steps, and why some could not take them."""
-    arm = arms.tuned(job)
-    engine = compute.engine(arm, arm_folder(folder, arm.name), lambda task, step: None)
+    how = arms.tuned(job).training(1)
     before = dict(members)
     tasks = [
         ClientTask(
             1,
             client,
             Broadcast(running.adapter, running.ledger, scale=running.scale),
-            arm.training(1),
+            how,
             seeds.derive(job.config.seed, "tune", client),
         )
         for client, running in members
     ]
     after: dict[str, Running] = {}
     failures: dict[str, str] = {}
-    for result in engine.run(tasks):
+    for result in _engine(job, compute, folder).run(tasks):
         if isinstance(result, ClientFailure):
             failures[result.client_id] = result.reason
             continue

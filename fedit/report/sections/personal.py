@@ -61,7 +61,10 @@ def personal_section(
     if unseen:
         text += f" {unseen:,} clients took no part in the federation."
     blocks: list[Block] = [Text(text), _numbers(summaries)]
-    kinds = [kind for kind in ("personal", "tuned") if any(client.categories.get(kind) for client in clients)]
+    measured_in = [
+        kind for kind in ("personal", "tuned") if any(client.categories.get(kind) for client in clients)
+    ]
+    kinds = measured_in if per_category else []
     blocks += [_figure(kind, clients, per_category) for kind in kinds]
     blocks.append(_clients(clients))
     return Section("What clients run for themselves", "personal", tuple(blocks))
@@ -78,8 +81,8 @@ def _numbers(summaries: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Tabl
             )
         )
         for group, kinds in summaries.items()
-        for kind, values in kinds.items()
-        if kind in KINDS
+        for kind in KINDS
+        if (values := kinds.get(kind)) is not None
     ]
     columns = (
         Column("model"),
