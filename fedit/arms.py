@@ -14,6 +14,8 @@ from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
+TUNED = "tuned"
+"""Every client on its own, for a few steps from what it ran at the end of the federation."""
 
 CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
 
@@ -69,7 +71,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         chosen = build_strategy(strategy, {})
         chosen.check(job.training())
         chain.check(job.transforms, chosen)
-    members = {client: [client] for client in job.clients}
+    members = {client: [client] for client in job.seen}
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
@@ -79,6 +81,20 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         lambda round: job.training(),
         job.config.min_clients,
         job.transforms,
+    )
+
+
+def tuned(job: Job) -> Arm:
+    """Return the round after the federation in which everybody fine-tunes, who was never chosen too."""
+    how = job.training(steps=job.config.personal_steps, epochs=None, tokens=None, num_rounds=1)
+    return Arm(
+        TUNED,
+        1,
+        {client: [client] for client in job.clients},
+        Strategy(),
+        lambda clients, round: [client.client_id for client in clients],
+        lambda round: how,
+        min_clients=1,
     )
 
 
@@ -95,7 +111,7 @@ def baseline_names(job: Job) -> list[str]:
     """Return the names of the baselines that ``compare`` asks for."""
     names: list[str] = []
     if "local" in job.config.compare:
-        for client in list(job.clients)[: job.config.compare_clients]:
+        for client in job.seen[: job.config.compare_clients]:
             names += [f"local:{client}", f"local_total:{client}"]
     return names + ["centralised"] * ("centralised" in job.config.compare)
 
@@ -106,17 +122,19 @@ def named(job: Job, name: str, tokens: Mapping[int, int], *, learning_rate: floa
     Every baseline is one client that trains without interruption: its optimizer is kept.
     - local:<client> takes the steps that the client would have taken had it been in every cohort.
     - local_total:<client> and centralised take, round by round, the tokens that the whole cohort took.
-    - federated and federated:<strategy> are the job's federation.
+    - federated and federated:<strategy> are the job's federation; tuned is the fine-tuning after it.
 
     learning_rate: where it is not the job's.
     """
     kind, _, rest = name.partition(":")
     if kind == FEDERATED:
         arm = federated(job, rest or None)
+    elif kind == TUNED:
+        arm = tuned(job)
     else:
         own = replace(job.training(), keep_optimizer=True)
         rounds = max(tokens, default=job.config.num_rounds)
-        members = list(job.clients) if kind == "centralised" else [rest]
+        members = job.seen if kind == "centralised" else [rest]
         budgeted = (lambda round: own) if kind == "local" else budget(own, tokens)
         arm = _single(name, rest or "everyone", members, rounds, budgeted)
     if learning_rate is None:

@@ -23,6 +23,20 @@ def cohort_size(per_round: int | float, num_clients: int) -> int:
     return max(1, min(num_clients, round(per_round * num_clients)))
 
 
+def draw_unseen(ids: Sequence[str], count: int, seed: int) -> frozenset[str]:
+    """Return ``count`` clients that no cohort has.
+
+    Raises:
+        ConfigError: nobody would be left.
+    """
+    if count >= len(ids):
+        raise ConfigError(
+            f"unseen_clients is {count}, but there are {len(ids)} clients; lower it to leave some to train."
+        )
+    draws = zip(seeds.derive_each(seed, "unseen", ends=ids), ids, strict=True)
+    return frozenset(client_id for _, client_id in heapq.nsmallest(count, draws))
+
+
 def uniform(clients: Sequence[ClientInfo], per_round: int | float, *, seed: int, round: int) -> list[str]:
     """Return the ids of a uniform cohort without replacement, sorted.
 

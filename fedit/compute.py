@@ -207,10 +207,10 @@ class Workers:
         return self._ask("initial").tensors
 
     def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
-        """Return where the arm's clients train. Workers know the federation only, and the run's own folder."""
+        """Return where the arm's clients train; workers find the arm by its name and the folder in the run's."""
         rows = ArmRows(self._job, arm)
         clients = [self._job.client_info(client, len(rows[client])) for client in sorted(rows)]
-        return Processes(self._pool, clients, on_step, width=self._job.stack_width)
+        return Processes(self._pool, clients, on_step, width=self._job.stack_width, arm=arm.name)
 
     def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:
         """Return the losses of every adapter on every row of ``part``."""

@@ -159,6 +159,8 @@ class RunConfig(BaseModel):
     "[top_k: {fraction: 0.1}, zstd]"; see fedit list transforms, or "file.py:Class"."""
     weighting: Literal["examples", "tokens", "uniform"] = Field("examples", json_schema_extra=_in("federation"))
     """What a client's update weighs: its examples (the paper), its supervised tokens, or 1."""
+    unseen_clients: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("federation"))
+    """Clients, drawn by the seed, that no cohort has; personal_evaluation shows what they get in the end."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
     """Fewest updates that a round needs; with fewer the adapter stays as it is."""
 
@@ -223,6 +225,10 @@ class RunConfig(BaseModel):
     """Baselines to train beside the federation on the same rows: local, centralised."""
     compare_clients: PositiveInt = Field(3, json_schema_extra=_in("evaluation"))
     """How many clients are trained alone for compare=local."""
+    personal_evaluation: bool = Field(False, json_schema_extra=_in("evaluation"))
+    """At the end measure what every client runs for itself, beside the global adapter, in all categories."""
+    personal_steps: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("evaluation"))
+    """Optimizer steps by which every client then fine-tunes what it runs, to measure that too; 0: none."""
 
     # --- run ---
     seed: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("run"))
@@ -310,6 +316,10 @@ class RunConfig(BaseModel):
             (
                 any(len(item) != 1 for item in self.transforms),
                 "an item of transforms holds one name and its options; begin every transform with a dash",
+            ),
+            (
+                self.personal_steps > 0 and not self.personal_evaluation,
+                "personal_steps are for personal_evaluation only: set that to true",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

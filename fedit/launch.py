@@ -18,6 +18,7 @@ from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import train
 from fedit.files import remove_leftovers, write_json, write_text
+from fedit.personal import measure_personal
 from fedit.prepare import Job, default_threads, prepare
 from fedit.report.run_report import run_report
 from fedit.report.summary import summarise, write_summary
@@ -178,8 +179,11 @@ def _go(job: Job, compute: Compute, folder: Path, listener: Listener | None) -> 
         score_arm(job, compute, arms.FEDERATED, federated, folder, log),
     ]
     results += compare(job, compute, federated, folder, listener)
+    personal = measure_personal(job, compute, folder, results, log)
     log.tell("reporting", federated.round)
     content = summarise(job, federated, results)
+    if personal is not None:
+        content["personal"] = personal["models"]
     log.write("finished", len([e for e in federated.events if e["event"] == "round"]), schema=SCHEMA)
     write_summary(folder, job, federated, results, content)
     write_report(run_report(folder), folder, pdf=False)

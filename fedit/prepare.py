@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedit import seeds, stacked
 from fedit.attacks import hostile_clients
-from fedit.cohort import cohort_size
+from fedit.cohort import cohort_size, draw_unseen
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
 from fedit.data.check import refuse_if_nothing_learnt
@@ -126,9 +126,19 @@ class Job:
         return _sample(self.corpus.validation, self.config.eval_max_examples, self.config.seed)
 
     @cached_property
+    def unseen(self) -> frozenset[str]:
+        """The clients that take no part in the federation."""
+        return draw_unseen(list(self.partition.clients), self.config.unseen_clients, self.config.seed)
+
+    @cached_property
+    def seen(self) -> list[str]:
+        """The clients that the federation chooses from, sorted."""
+        return [client for client in self.clients if client not in self.unseen]
+
+    @cached_property
     def cohort_size(self) -> int:
         """Clients of a round."""
-        return cohort_size(self.config.clients_per_round, len(self.partition.clients))
+        return cohort_size(self.config.clients_per_round, len(self.partition.clients) - len(self.unseen))
 
     @cached_property
     def places(self) -> int:

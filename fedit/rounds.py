@@ -124,6 +124,7 @@ def run_rounds(
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
     """
     clients = {client.client_id: client for client in engine.clients()}
+    strategy = strategy.settled(server.adapter)
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
     weights = {client_id: weigh(client) for client_id, client in clients.items()}

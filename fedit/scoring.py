@@ -36,7 +36,7 @@ def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
     """Return the losses of ``adapter`` on held-out (and validation) rows, as an event's fields."""
     (losses,) = compute.losses([adapter], "held_out")
     held_out = losses.report([example.category for example in job.held_out])
-    clients = _per_client(job, losses, held_out)
+    clients = per_client(job, losses, held_out)
     fields: dict[str, object] = {
         "loss": held_out.loss,
         "perplexity": held_out.perplexity,
@@ -80,7 +80,7 @@ def _share_that_say(job: Job, compute: Compute, adapter: Tensors, rows: list[Exa
     return sum(says(answer, text) for answer in answers) / max(len(answers), 1)
 
 
-def _per_client(job: Job, losses: RowLosses, held_out: LossReport) -> dict[str, float]:
+def per_client(job: Job, losses: RowLosses, held_out: LossReport) -> dict[str, float]:
     """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
     if find_scheme(job.config.partitioner).needs == "owner":
         owners = [example.owner if example.owner in job.clients else None for example in job.held_out]

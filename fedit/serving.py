@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fedit import arms
-from fedit.comparison import train_arm
+from fedit.comparison import arm_folder, train_arm
 from fedit.compute import ArmWork, Here, Part, losses_as_tensors
 from fedit.config import RunConfig
 from fedit.engines.frames import Header, write_frame
@@ -56,7 +56,7 @@ class Service:
         if self._job.partition.hash != header["partition"]:
             raise RuntimeError("the rows were dealt differently in this process")
         self._here = Here(self._job)
-        self._federated: Worker | None = None
+        self._workers: dict[str, Worker] = {}
         self._job.model  # noqa: B018  (loaded now, not while the first client waits)
         self._work: dict[str, Callable[[Header, dict[str, Tensors]], Answer]] = {
             "initial": lambda header, sets: ({}, self._here.initial()),
@@ -74,8 +74,10 @@ class Service:
         return self._work[cast(str, header["do"])](header, sets)
 
     def _train(self, header: Header, sets: dict[str, Tensors]) -> Answer:
-        if self._federated is None:
-            self._federated = self._here.worker(arms.federated(self._job), self._folder)
+        name = cast(str, header["arm"])
+        if name not in self._workers:
+            folder = self._folder if name == arms.FEDERATED else arm_folder(self._folder, name)
+            self._workers[name] = self._here.worker(arms.named(self._job, name, {}), folder)
 
         def on_step(index: int, progress: Progress) -> None:
             self._tell({"task": index, "step": progress.steps, "tokens": progress.tokens, "loss": progress.loss})
@@ -84,7 +86,7 @@ class Service:
             read_task(fields, {part: sets.get(f"{index}/{part}", {}) for part in BROADCAST_PARTS})
             for index, fields in enumerate(cast(list[Header], header["tasks"]))
         ]
-        frames = [result_frame(result) for result in self._federated.train_together(tasks, on_step)]
+        frames = [result_frame(result) for result in self._workers[name].train_together(tasks, on_step)]
         return (
             {"results": [fields for fields, _ in frames]},
             join({str(index): parts for index, (_, parts) in enumerate(frames)}),

@@ -49,6 +49,16 @@ class Progress:
         """Mean training loss of the round."""
         return self.nll / max(self.supervised_tokens, 1)
 
+    def add(self, more: "Progress") -> None:
+        """Count what was done after this."""
+        self.steps += more.steps
+        self.examples += more.examples
+        self.tokens += more.tokens
+        self.supervised_tokens += more.supervised_tokens
+        self.nll += more.nll
+        self.learning_rates += more.learning_rates
+        self.rows |= more.rows
+
 
 def batches(num_rows: int, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
     """Yield an endless stream of batches from the ``start``-th on.

@@ -51,6 +51,49 @@ class LocalTraining:
     keep_optimizer: bool = False
 
 
+def _anything(name: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a client's round, in which it trains one adapter; an algorithm may have several a round.
+
+    name:    seeds its random draws and names its loss; "" where it is the only one.
+    own:     whether it trains an adapter of the client's own, which starts as the run does, is kept under
+             "name/m.A" in the client's memory and never leaves it. Else it goes on with the adapter of the round.
+    trains:  which tensors are optimised, of those that the strategy trains in this round.
+    ledger:  in place of the broadcast's; None: that.
+    scale:   that B A is multiplied by, in place of the broadcast's; None: that.
+    share:   of the round's steps, epochs or tokens; at least one step is taken.
+    correct: (parameters, gradients) -> None, changes gradients in place before a step; None: for the adapter of
+             the round the strategy's `correct_gradients`, for an own one nothing.
+    """
+
+    name: str = ""
+    own: bool = False
+    trains: Callable[[str], bool] = _anything
+    ledger: Tensors | None = None
+    scale: float | None = None
+    share: float = 1.0
+    correct: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
+
+
+def own_adapter(memory: Mapping[str, Tensor], phase: str) -> Tensors:
+    """Return the adapter that a client keeps of its own under a phase's name; empty if there is none."""
+    prefix = f"{phase}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in memory.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What somebody runs: the weight of module m is W + scale B A + ledger B A."""
+
+    adapter: Tensors
+    ledger: Tensors
+    scale: float
+
+
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
     """What the server knows about a client before it trains.

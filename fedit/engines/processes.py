@@ -16,6 +16,7 @@ class Processes:
 
     on_step: hears (task, fields of the step) of every optimizer step, while a result is waited for.
     width:   how many clients train in one pass over the base.
+    arm:     name of the arm whose clients they are.
     """
 
     def __init__(
@@ -25,11 +26,13 @@ class Processes:
         on_step: Callable[[ClientTask, Event], None] = lambda task, fields: None,
         *,
         width: int = 1,
+        arm: str = "federated",
     ) -> None:
         self._pool = pool
         self._clients = clients
         self._on_step = on_step
         self._width = width
+        self._arm = arm
 
     def clients(self) -> Sequence[ClientInfo]:
         """Return all clients, sorted by id."""
@@ -43,16 +46,16 @@ class Processes:
             place = cast(int, fields["task"])
             self._on_step(chosen[index][place], {name: v for name, v in fields.items() if name != "task"})
 
-        with closing(self._pool.run([_request(stack) for stack in chosen], tell)) as answers:
+        with closing(self._pool.run([_request(stack, self._arm) for stack in chosen], tell)) as answers:
             for stack, answer in zip(chosen, answers, strict=True):
                 yield from _results(stack, answer)
 
 
-def _request(tasks: Sequence[ClientTask]) -> Request:
+def _request(tasks: Sequence[ClientTask], arm: str) -> Request:
     sets: dict[str, Tensors] = {}
     for index, task in enumerate(tasks):
         sets |= {f"{index}/{part}": held for part, held in broadcast_sets(task.broadcast).items()}
-    return Request({"do": "train", "tasks": [task_header(task) for task in tasks]}, sets)
+    return Request({"do": "train", "arm": arm, "tasks": [task_header(task) for task in tasks]}, sets)
 
 
 def _results(tasks: Sequence[ClientTask], answer: Reply | Lost) -> list[ClientUpdate | ClientFailure]:

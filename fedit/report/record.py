@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,8 @@ FEDERATED = "federated"
 BASE = "base"
 COUNTS = "partition-counts.json"
 """Client -> how many rows it holds, and how many of each category."""
+PERSONAL = "personal.json"
+"""What every client runs for itself, where the run measured that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class ArmRecord:
 class RunRecord:
     """What a finished run left.
 
-    arms: by name: base, federated, then the baselines in the order of their names.
+    arms:     by name: base, federated, then the baselines in the order of their names.
+    personal: the content of ``personal.json``; empty if there is none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class RunRecord:
     summary: Mapping[str, object]
     holdings: Mapping[str, Holding]
     arms: Mapping[str, ArmRecord]
+    personal: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def federated(self) -> ArmRecord:
@@ -92,6 +96,7 @@ def read_run(folder: Path) -> RunRecord:
         read_json(folder / "summary.json"),
         _holdings(folder),
         arms,
+        read_json(folder / PERSONAL) if (folder / PERSONAL).is_file() else {},
     )
 
 

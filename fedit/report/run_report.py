@@ -11,6 +11,7 @@ from fedit.report.numbers import Estimate, number_text, shrunk, wilson
 from fedit.report.record import BASE, FEDERATED, RunRecord, mapping, number, numbers, read_run
 from fedit.report.sections.clients import clients_section, partition_section
 from fedit.report.sections.curves import ArmCurve, ClientLosses, Points, curves_section
+from fedit.report.sections.personal import Client, personal_section
 from fedit.report.sections.results import (
     Answered,
     ComparisonRow,
@@ -69,6 +70,7 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
             _known(after.get("per_client")),
             measured=_measured(run),
         ),
+        _personal(run),
         rounds_section(
             rounds,
             run.federated.named("client_failed"),
@@ -220,6 +222,28 @@ def _comparison(run: RunRecord) -> Section | None:
     known = [metric for metric in METRICS if any(metric.name in row.metrics for row in rows)]
     notes = [_ABOUT_ARMS] if len(run.arms) > 2 else []
     return comparison_section(rows, known, notes=[*notes, _ABOUT_INTERVALS])
+
+
+def _personal(run: RunRecord) -> Section | None:
+    """Return what clients run for themselves; None where that was not measured."""
+    if not run.personal:
+        return None
+    everyone = numbers(mapping(run.personal.get("global")).get("per_category"))
+    clients = []
+    for name, values in mapping(run.personal.get("clients")).items():
+        row = mapping(values)
+        matrix = {kind: mapping(row.get(kind)) for kind in ("personal", "tuned")}
+        own = {"global": number(row.get("global")), "local": number(row.get("local"))}
+        own |= {kind: number(model.get("own")) for kind, model in matrix.items()}
+        categories = {kind: numbers(model.get("per_category")) for kind, model in matrix.items() if model}
+        clients.append(Client(name, bool(row.get("seen")), _known(own), categories))
+    models = mapping(run.personal.get("models"))
+    summaries = {
+        group: {kind: _known(one) for kind, one in mapping(models.get(group)).items()}
+        for group in ("seen", "unseen")
+    }
+    steps = int(number(run.personal.get("personal_steps")) or 0)
+    return personal_section(clients, everyone, summaries, steps=steps, measured=_measured(run))
 
 
 def _examples(run: RunRecord) -> Section | None:

@@ -1,17 +1,21 @@
 """Strategy: federated averaging, and the places where an algorithm may differ from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
-from fedit import tensors
+from fedit import lora, tensors
 from fedit.types import (
     Broadcast,
     ClientInfo,
+    ClientState,
     ClientTask,
     LocalResult,
     LocalTraining,
+    Phase,
+    Running,
     ServerState,
     Tensors,
     with_ledger,
@@ -61,7 +65,7 @@ class Strategy:
     def keeps_basis(self) -> bool:
         """Whether an entry of the adapter means in the next round what it meant in this one.
 
-        Not so where the adapter is made anew from products: a change that a client held back cannot be added later.
+        Not so where the adapter is made anew from products: what a client held back cannot be added later.
         """
         return True
 
@@ -84,7 +88,35 @@ class Strategy:
         """Whether clients send this tensor's change after this round: those that were trained and are shared."""
         return self.trains(name, round) and self.shares(name)
 
+    def personal(self, server: ServerState, client: ClientInfo, state: ClientState) -> Running:
+        """Return what ``client`` would run for itself, from what the server has and what the client kept.
+
+        Unless an algorithm knows better that is what it would start its next round from: the global adapter, with
+        its own tensors where it keeps some. A client that never took part has a fresh ``state``.
+        """
+        sent = self.broadcast(server, client)
+        adapter = {**sent.adapter, **state.private}
+        missing = {name: tensor for name, tensor in server.adapter.items() if name not in adapter}
+        adapter = {**lora.cut_to(missing, adapter), **adapter}
+        scale = server.scale if sent.scale is None else sent.scale
+        return Running(dict(self.factors(adapter)), sent.ledger, scale)
+
+    def settled(self, names: Iterable[str]) -> Self:
+        """Return the strategy with whatever it leaves open until the names of the adapter's tensors are known.
+
+        Raises:
+            ConfigError: an option does not fit an adapter of these tensors.
+        """
+        return self
+
     # --- client half ---
+
+    def phases(self, task: ClientTask, state: ClientState) -> Sequence[Phase]:
+        """Return what the client trains in this round, one after the other.
+
+        task: its broadcast is complete here: the adapter is what the round starts from, and the scale is set.
+        """
+        return (Phase(),)
 
     def trains(self, name: str, round: int) -> bool:
         """Whether clients optimise this tensor in this round."""

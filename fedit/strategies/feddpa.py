@@ -1,0 +1,78 @@
+"""FedDPA-T: a global and a local adapter whose outputs are mixed (Yang et al., 2024, arXiv:2403.19211).
+
+Client k runs W + (1 - w) s B_g A_g + w s B_k A_k: the outputs of the received global adapter and of one of its own
+are mixed, never their factors. In every round it first trains its own with the global one frozen, then the global
+one alone, whose change it sends. As in the authors' code there is nothing to mix with in round 1, which trains
+the global adapter alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedit.errors import ConfigError
+from fedit.strategies.base import Strategy
+from fedit.types import (
+    ClientInfo,
+    ClientState,
+    ClientTask,
+    LocalTraining,
+    Phase,
+    Running,
+    ServerState,
+    Tensors,
+    own_adapter,
+)
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class FedDPA(Strategy):
+    """Average a global adapter as FedIT does; train beside it a local one that is mixed in with a weight.
+
+    weight:         of the local adapter's output, in training and afterwards; 0 runs the global adapter alone.
+    personal_share: steps of the local adapter, as a share of the round's.
+    """
+
+    # Deviation: the paper weighs every question anew, by its likeness to a few of the client's rows.
+    weight: float = 0.5
+    personal_share: float = 1.0
+
+    def phases(self, task: ClientTask, state: ClientState) -> Sequence[Phase]:
+        if task.round == 1:
+            return (Phase(),)
+        sent = task.broadcast
+        scale = 1.0 if sent.scale is None else sent.scale
+        ledger = with_product(sent.ledger, sent.adapter, (1 - self.weight) * scale)
+        local = Phase(LOCAL, own=True, ledger=ledger, scale=self.weight * scale, share=self.personal_share)
+        return (local, Phase())
+
+    def personal(self, server: ServerState, client: ClientInfo, state: ClientState) -> Running:
+        general = super().personal(server, client, state)
+        local = own_adapter(state.memory, LOCAL)
+        if not local:
+            return general
+        ledger = with_product(general.ledger, general.adapter, (1 - self.weight) * general.scale)
+        return Running(local, ledger, self.weight * general.scale)
+
+    def check(self, training: LocalTraining) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ConfigError(f"option 'weight' of strategy 'feddpa' is {self.weight}; expected 0 to 1.")
+        if self.personal_share <= 0:
+            raise ConfigError(
+                f"option 'personal_share' of strategy 'feddpa' is {self.personal_share}; expected more than 0."
+            )
+
+
+def with_product(ledger: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float) -> Tensors:
+    """Return a ledger whose product is that of ``ledger`` plus ``scale`` B A of ``factors``."""
+    added: Tensors = dict(ledger)
+    for name, factor in factors.items():
+        own = factor * scale if name.endswith(".B") else factor
+        if name in added:
+            own = torch.cat([added[name], own], dim=1 if name.endswith(".B") else 0)
+        added[name] = own
+    return added
