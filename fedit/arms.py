@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from fedit import cohort
 from fedit.data.tokens import TokenRow
 from fedit.events import Event
+from fedit.pace.base import CohortRule, Pace
+from fedit.pacing import pace_of
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
-from fedit.types import ClientInfo, LocalTraining
+from fedit.types import LocalTraining
 
 FEDERATED = "federated"
-
-CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,20 @@ class Arm:
     rounds: int
     clients: Mapping[str, Sequence[str]]
     strategy: Strategy
-    cohort: CohortRule
+    cohort: CohortRule | Pace
     training: Callable[[int], LocalTraining]
     min_clients: int
 
 
 class ArmRows(Mapping[str, Sequence[TokenRow]]):
-    """The rows of an arm's clients, gathered when they are asked for: there may be many clients."""
+    """The rows of an arm's clients, gathered when they are asked for: there may be many clients.
 
-    def __init__(self, job: Job, arm: Arm) -> None:
+    members: see `Arm.clients`.
+    """
+
+    def __init__(self, job: Job, members: Mapping[str, Sequence[str]]) -> None:
         self._job = job
-        self._members = arm.clients
+        self._members = members
 
     def __getitem__(self, client: str) -> list[TokenRow]:
         rows = [row for member in self._members[client] for row in self._job.tokens(self._job.clients[member])]
@@ -53,17 +56,20 @@ class ArmRows(Mapping[str, Sequence[TokenRow]]):
 
 def federated(job: Job, strategy: str | None = None) -> Arm:
     """Return the federation that the job describes; strategy: another algorithm, at its default options."""
-
-    def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
-        return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
-
     members = {client: [client] for client in job.clients}
+    rows = ArmRows(job, members)
+    algorithm = build_strategy(strategy, {}) if strategy else job.strategy
+
+    @cache
+    def tokens(client: str) -> int:
+        return sum(len(row.ids) for row in rows[client])
+
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
-        build_strategy(strategy, {}) if strategy else job.strategy,
-        choose,
+        algorithm,
+        pace_of(job.config, algorithm, list(members), tokens),
         lambda round: job.training(),
         job.config.min_clients,
     )

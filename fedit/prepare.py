@@ -30,6 +30,7 @@ from fedit.model.batch import collate
 from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
+from fedit.pacing import pace_of
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
 from fedit.types import LocalTraining
@@ -221,11 +222,7 @@ def prepare(
     )
     job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
     strategy.check(job.training())
-    if config.min_clients > job.cohort_size:
-        raise ConfigError(
-            f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
-            "clients_per_round."
-        )
+    pace_of(config, strategy, list(partition.clients), lambda client: 0)  # refuses what cannot work
     if not job.held_out:
         raise DataError(
             f"nothing of '{corpus.name}' is held out, so nothing could be measured; set held_out to some rows."

@@ -1,7 +1,7 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -9,17 +9,9 @@ from fedit import lora, seeds, tensors
 from fedit.diagnostics import AggregationBias, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
+from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Training
 from fedit.strategies.base import Strategy
-from fedit.types import (
-    Broadcast,
-    ClientFailure,
-    ClientInfo,
-    ClientTask,
-    ClientUpdate,
-    LocalTraining,
-    ServerState,
-    Tensors,
-)
+from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, ServerState, Tensors
 from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
@@ -28,7 +20,11 @@ MOST_EMPTY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock."""
+    """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock.
+
+    cohort: those who were asked, whether their update was waited for or not.
+    simulated_seconds: that it took on the virtual clock; None: there is none.
+    """
 
     round: int
     cohort: list[str]
@@ -41,6 +37,7 @@ class RoundRecord:
     bytes_down: int
     seconds: float
     diagnostics: dict[str, float]
+    simulated_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -70,8 +67,8 @@ def run_rounds(
     strategy: Strategy,
     *,
     rounds: int,
-    cohort: Callable[[Sequence[ClientInfo], int], list[str]],
-    training: Callable[[int], LocalTraining],
+    cohort: CohortRule | Pace,
+    training: Training,
     seed: int,
     min_clients: int = 1,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
@@ -79,21 +76,24 @@ def run_rounds(
 
     The caller evaluates, saves, prints and stops: there are no callbacks.
 
-    cohort:   (clients, round) -> ids of those who take part, sorted.
+    cohort:   (clients, round) -> ids of those who take part, sorted; or a pace, which also knows of clocks, slow
+              clients, and rounds of arrivals.
     training: round -> how clients train in it.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
     """
-    clients = {client.client_id: client for client in engine.clients()}
+    clients = engine.clients()
+    pace = cohort if isinstance(cohort, Pace) else ByRule(cohort)
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
     empty = 0
     while server.round < rounds:
-        server, record = _one_round(server, engine, strategy, clients, cohort, training, seed, min_clients)
-        empty = 0 if record.aggregated else empty + 1
+        server, record = _one_round(server, engine, strategy, clients, pace, training, seed, min_clients)
+        # Nobody to ask is no failure.
+        empty = 0 if record.aggregated else empty + bool(record.cohort)
         yield server, record
-        if empty == MOST_EMPTY_ROUNDS:
+        if empty == MOST_EMPTY_ROUNDS and record.cohort:
             first = record.failures[0] if record.failures else None
             cause = f" First failure: {first.client_id}: {first.reason}." if first else ""
             raise RoundError(
@@ -106,27 +106,18 @@ def _one_round(
     server: ServerState,
     engine: Engine,
     strategy: Strategy,
-    clients: dict[str, ClientInfo],
-    cohort: Callable[[Sequence[ClientInfo], int], list[str]],
-    training: Callable[[int], LocalTraining],
+    clients: Sequence[ClientInfo],
+    pace: Pace,
+    training: Training,
     seed: int,
     min_clients: int,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
-    chosen = cohort(list(clients.values()), number)
-    how = training(number)
-    tasks = [
-        ClientTask(
-            number,
-            client_id,
-            strategy.broadcast(server, clients[client_id]),
-            how,
-            seeds.derive(seed, "train", number, client_id),
-        )
-        for client_id in chosen
-    ]
-    bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
+    plan = pace.plan(server, clients, training, partial(_traffic, strategy))
+    tasks = [_task(strategy, one, seed) for one in plan.asked]
+    in_vain = sum(broadcast_bytes(strategy.broadcast(one.start, one.client)) for one, _ in plan.dropped)
+    bytes_down = in_vain + sum(broadcast_bytes(task.broadcast) for task in tasks)
     tally, drift = _Tally(), Drift(server.adapter)
     bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
 
@@ -136,7 +127,7 @@ def _one_round(
         bias.observe(update)
 
     updates = Updates(
-        engine.run(tasks),
+        _arrivals(engine.run(tasks), plan.asked, number, strategy),
         server.adapter,
         observe,
         starts=_starts(strategy, server, tasks),
@@ -151,9 +142,9 @@ def _one_round(
     mean = updates.deltas.value() if updates.alike else {}
     record = RoundRecord(
         round=number,
-        cohort=chosen,
+        cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in tally.clients],
-        failures=updates.failures,
+        failures=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped] + updates.failures,
         aggregated=aggregated,
         loss=tally.weighted_loss / tally.weight if tally.weight else None,
         tokens=tally.tokens,
@@ -161,8 +152,53 @@ def _one_round(
         bytes_down=bytes_down,
         seconds=time.perf_counter() - started,
         diagnostics={**drift.report(mean), **bias.report(mean)},
+        simulated_seconds=plan.seconds,
     )
-    return replace(state, round=number), record
+    return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
+
+
+def _task(strategy: Strategy, asked: Asked, seed: int) -> ClientTask:
+    """Return the work that a client was asked for, with what it started from."""
+    return ClientTask(
+        asked.round,
+        asked.client_id,
+        strategy.broadcast(asked.start, asked.client),
+        asked.training,
+        seeds.derive(seed, "train", asked.round, asked.client_id),
+    )
+
+
+def _arrivals(
+    results: Iterable[ClientUpdate | ClientFailure], asked: Sequence[Asked], number: int, strategy: Strategy
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """Yield results as what they are in round ``number``: of what age, weight, and duration."""
+    for one, result in zip(asked, results, strict=True):
+        if isinstance(result, ClientFailure):
+            yield replace(result, round=number)
+            continue
+        staleness, metrics = number - one.round, dict(result.metrics)
+        if one.duration is not None:
+            metrics["simulated_seconds"] = one.duration.total
+        if strategy.buffer is not None:
+            metrics["staleness"] = float(staleness)
+        factor = strategy.discount(staleness)
+        yield replace(
+            result,
+            round=number,
+            staleness=staleness,
+            weight=result.weight if one.weight is None or result.weight == 0 else one.weight,
+            delta=result.delta if factor == 1 else tensors.scaled(result.delta, factor),
+            metrics=metrics,
+        )
+
+
+def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tuple[int, int]:
+    """Return the bytes that a client is sent, and those of the adapter that it sends, uncompressed."""
+    sent = strategy.broadcast(start, client)
+    missing = {name: tensor for name, tensor in start.adapter.items() if name not in sent.adapter}
+    adapter = {**lora.cut_to(missing, sent.adapter), **sent.adapter} if missing else sent.adapter
+    uploads = {n: t for n, t in adapter.items() if strategy.uploads(n, start.round + 1)}
+    return broadcast_bytes(sent), tensors.num_bytes(uploads)
 
 
 def broadcast_bytes(broadcast: Broadcast) -> int:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, str] = {
     "fedit": "fedit.strategies.fedit:FedIT",
+    "fedbuff": "fedit.strategies.fedbuff:FedBuff",
+    "fedasync": "fedit.strategies.fedasync:FedAsync",
 }
 
 

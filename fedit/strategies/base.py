@@ -44,6 +44,20 @@ class Strategy:
         """Return the next state; ``server`` itself must not change."""
         return replace(server, adapter=tensors.add(server.adapter, updates.mean().delta))
 
+    # --- asynchronous rounds ---
+
+    @property
+    def buffer(self) -> int | None:
+        """How many arrivals make a server step; None: rounds wait for their cohort."""
+        return None
+
+    def discount(self, staleness: int) -> float:
+        """Return what a change is multiplied by that comes ``staleness`` server steps late.
+
+        It is applied before aggregation, as a client could do itself, so that it works where only means are seen.
+        """
+        return 1.0
+
     # --- both halves ---
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
