@@ -153,8 +153,8 @@ class _Queue:
         moment = min(moments, default=math.inf)
         if math.isinf(moment):
             raise RoundError(
-                f"round {self._server.round + 1}: {len(self._arrived)} of {self._pace.buffer} clients have arrived, and "
-                f"none is under way or available after {self._now:.3f} simulated seconds."
+                f"round {self._server.round + 1}: {len(self._arrived)} of {self._pace.buffer} clients have arrived; "
+                f"no other is under way or available after {self._now:.3f} simulated seconds."
             )
         return max(moment, self._now)
 

@@ -26,7 +26,7 @@ class FedAsync(Strategy):
     """
 
     # Deviation: clients minimise their own loss, without the paper's optional proximal term.
-    # Deviation: tau counts the server steps in between: 0 for a client that nobody overtook, where the paper has 1.
+    # Deviation: tau counts the server steps in between: 0 where nobody overtook the client; the paper has 1 then.
     mixing: float = 0.6
     decay: str = "polynomial"
     a: float = 0.5
