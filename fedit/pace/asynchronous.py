@@ -152,8 +152,9 @@ class _Queue:
             moments += [self._now + wait for client in self._idle() if (wait := self._wait(client)) > 0]
         moment = min(moments, default=math.inf)
         if math.isinf(moment):
+            here, wanted = len(self._arrived), self._pace.buffer
             raise RoundError(
-                f"round {self._server.round + 1}: {len(self._arrived)} of {self._pace.buffer} clients have arrived; "
+                f"round {self._server.round + 1}: {here} of {wanted} clients have arrived; "
                 f"no other is under way or available after {self._now:.3f} simulated seconds."
             )
         return max(moment, self._now)

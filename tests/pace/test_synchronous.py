@@ -182,7 +182,7 @@ def test_partial_work_cuts_steps_to_what_fits():
     ],
 )
 def test_policies_that_cannot_work_are_refused(name, options):
-    with pytest.raises(ConfigError, match="seconds|factor"):
+    with pytest.raises(ConfigError, match=r"seconds|factor"):
         build_stragglers(name, options)
 
 

@@ -35,7 +35,7 @@ def test_decays_are_the_papers():
 
 
 def test_hinge_counts_from_where_it_begins():
-    """1 / (a (tau - b) + 1), continuous at b; with tau + b in its place it would fall from 1 to 1 / (2 a b + 1)."""
+    """1 / (a (tau - b) + 1), continuous at b; with tau + b in its place it would fall to 1 / (2 a b + 1)."""
     hinge = build_strategy("fedasync", {"decay": "hinge", "a": 10.0, "b": 4})
     assert [hinge.trust(t) for t in (0, 4, 5, 6)] == pytest.approx([1, 1, 1 / 11, 1 / 21])
 
