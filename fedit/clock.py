@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from fedit import clientfiles, registry, seeds
 from fedit.errors import ConfigError
-from fedit.types import ClientInfo, LocalTraining
+
+if TYPE_CHECKING:  # `fedit list` reads the table, without the library behind these
+    from fedit.types import ClientInfo, LocalTraining
 
 DEVICES: dict[str, str] = {
     "equal": "fedit.clock:Equal",
@@ -186,7 +188,7 @@ class Clock:
     tokens: Callable[[str], int]
     seed: int
 
-    def duration(self, client: ClientInfo, training: LocalTraining, down: int, up: int) -> Duration:
+    def duration(self, client: "ClientInfo", training: "LocalTraining", down: int, up: int) -> Duration:
         """Return what a client's round takes; down, up: bytes that it is sent and sends."""
         device = self.devices.device(client.client_id, self.seed)
         per_epoch = math.ceil(client.num_examples / training.batch_size)

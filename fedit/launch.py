@@ -39,6 +39,7 @@ CHANGES = {
     "model": "the base model",
     "template": "the prompt template",
     "strategy": "the strategy's own file",
+    "pace": "a file of devices, availability or selection",
 }
 """Part of a run's identity -> its name in the message that it changed."""
 

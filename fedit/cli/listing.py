@@ -74,13 +74,13 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="strategies, partitions, templates, recipes, formats, schedules, "
-            "models or settings. Default: all, in short.",
+            help="strategies, partitions, selections, devices, stragglers, availabilities, templates, recipes, "
+            "formats, schedules, models or settings. Default: all, in short.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what settings accept: strategies, partitions, templates, recipes, formats, schedules, models, settings.
+    """List what settings accept: strategies, partitions, selections, devices, templates, recipes, settings and more.
 
     With a KIND each name comes with its options, what it needs and where it is from.
     """
@@ -105,7 +105,35 @@ def strategies() -> list[Entry]:
     """Return the algorithms, read from their source: importing one would import torch."""
     from fedit.strategies import STRATEGIES
 
-    return [_strategy(name, *target.split(":")) for name, target in STRATEGIES.items()]
+    return _classes(STRATEGIES)
+
+
+def selections() -> list[Entry]:
+    """Return the policies of who takes part."""
+    from fedit.selection import SELECTIONS
+
+    return _classes(SELECTIONS)
+
+
+def devices() -> list[Entry]:
+    """Return what the virtual clock can be told of clients' devices."""
+    from fedit.clock import DEVICES
+
+    return [Entry("none", "there is no virtual clock"), *_classes(DEVICES)]
+
+
+def stragglers() -> list[Entry]:
+    """Return the policies for slow clients."""
+    from fedit.pace import STRAGGLERS
+
+    return _classes(STRAGGLERS)
+
+
+def availabilities() -> list[Entry]:
+    """Return when clients can be asked."""
+    from fedit.availability import AVAILABILITIES
+
+    return _classes(AVAILABILITIES)
 
 
 def partitions() -> list[Entry]:
@@ -192,6 +220,10 @@ def settings() -> list[Entry]:
 KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     "strategies": ("strategy=NAME: the algorithm", strategies),
     "partitions": ("partitioner=NAME: who holds which row", partitions),
+    "selections": ("selection=NAME: who takes part in a round", selections),
+    "devices": ("devices=NAME: speeds and bandwidths on the virtual clock", devices),
+    "stragglers": ("stragglers=NAME: what a round does with slow clients", stragglers),
+    "availabilities": ("availability=NAME: when clients can be asked", availabilities),
     "templates": ("prompt_template=NAME: how a row becomes text", templates),
     "recipes": ("fedit run NAME: jobs that come with fedit", recipes),
     "formats": ("data_format=NAME: how rows are written", formats),
@@ -201,10 +233,14 @@ KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
 }
 
 
-def _strategy(name: str, module: str, attribute: str) -> Entry:
+def _classes(table: Mapping[str, str]) -> list[Entry]:
+    return [_class(name, *target.split(":")) for name, target in table.items()]
+
+
+def _class(name: str, module: str, attribute: str) -> Entry:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"strategy '{name}': there is no module {module}")
+        raise ModuleNotFoundError(f"'{name}': there is no module {module}")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     head = ast.get_docstring(tree) or ""
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)

@@ -8,14 +8,8 @@ from typing import cast
 from fedit import registry
 from fedit.clock import Duration
 from fedit.errors import ConfigError
+from fedit.pace import STRAGGLERS
 from fedit.pace.base import Asked
-
-STRAGGLERS: dict[str, str] = {
-    "wait_all": "fedit.pace.stragglers:WaitAll",
-    "deadline": "fedit.pace.stragglers:Deadline",
-    "over_select": "fedit.pace.stragglers:OverSelect",
-    "partial_work": "fedit.pace.stragglers:PartialWork",
-}
 
 Dropped = list[tuple[Asked, str]]
 """Clients that are not waited for, and why."""

@@ -11,8 +11,9 @@ from fedit import checkpoint, cohort
 from fedit.availability import build_availability
 from fedit.clock import Duration
 from fedit.errors import ConfigError, RoundError
+from fedit.pace import STRAGGLERS
 from fedit.pace.base import Asked
-from fedit.pace.stragglers import STRAGGLERS, build_stragglers
+from fedit.pace.stragglers import build_stragglers
 from fedit.pace.synchronous import Synchronous
 from fedit.selection import SELECTIONS, build_selection
 from fedit.selection.base import Pool
