@@ -139,7 +139,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _pace_files(config: RunConfig) -> dict[str, str] | None:
-    """Return setting -> SHA-256 of the files that say who takes part and when: code, devices, traces; None: none."""
+    """Return setting -> SHA-256 of a file that says who takes part and when; None: there is none."""
     found: dict[str, str] = {}
     for setting in ("selection", "devices", "stragglers", "availability"):
         if (code := _own_code(getattr(config, setting))) is not None:

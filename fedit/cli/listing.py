@@ -80,7 +80,7 @@ def list_names(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what settings accept: strategies, partitions, selections, devices, templates, recipes, settings and more.
+    """List what settings accept: strategies, partitions, selections, devices, templates, recipes and more.
 
     With a KIND each name comes with its options, what it needs and where it is from.
     """
