@@ -103,8 +103,8 @@ class Job:
 
     @cached_property
     def cohort_size(self) -> int:
-        """Clients of a round."""
-        return cohort_size(self.config.clients_per_round, len(self.partition.clients))
+        """Clients of a round: as many as are asked, or arrive where rounds are of arrivals."""
+        return self.strategy.buffer or cohort_size(self.config.clients_per_round, len(self.partition.clients))
 
     @cached_property
     def places(self) -> int:

@@ -10,6 +10,8 @@ from fedit.launch import resume, run
 from fedit.pace.asynchronous import Asynchronous
 from fedit.pace.synchronous import Synchronous
 from fedit.pacing import pace_of
+from fedit.report.run_report import run_report
+from fedit.report.write import write_report
 from fedit.selection.draws import Uniform
 from fedit.strategies import build_strategy
 
@@ -149,6 +151,21 @@ def test_a_run_whose_device_file_changed_is_not_resumed(make_config, tmp_path):
         resume(tmp_path / "r")
     path.write_text(content)
     assert resume(tmp_path / "r").summary["rounds"] == 2
+
+
+def test_a_run_whose_rounds_find_nobody_ends_with_the_adapter_it_began_with(make_config, tmp_path):
+    config = make_config(
+        selection="poisson", selection_options={"probability": 1e-9}, num_rounds=4, compare=["centralised"],
+        max_new_tokens=2, held_out=1,
+    )  # fmt: skip
+    summary = run(config, tmp_path / "r").summary
+    rounds = events_of(tmp_path / "r", "round")
+    assert [(event["cohort"], event["aggregated"], event["train_loss"]) for event in rounds] == [
+        ([], False, None)
+    ] * 4
+    assert summary["held_out"]["after"]["loss"] == summary["held_out"]["before"]["loss"]
+    page = write_report(run_report(tmp_path / "r"), tmp_path / "report", pdf=False)
+    assert page.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
