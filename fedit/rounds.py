@@ -22,7 +22,7 @@ MOST_EMPTY_ROUNDS = 3
 class RoundRecord:
     """What happened in one round. Bytes are those of the tensors sent; seconds are wall-clock.
 
-    cohort: those who were asked, whether their update was waited for or not.
+    cohort: those who were asked, whether their update was waited for or not; in rounds of arrivals, who arrived.
     simulated_seconds: that it took on the virtual clock; None: there is none.
     """
 

@@ -112,6 +112,7 @@ class _Queue:
         self._now = self._standing.now
         self._flights = _read_flights(server, clients)
         self._arrived: list[Flight] = []
+        self._states: dict[int, ServerState] = {}
 
     def run(self) -> Flights:
         """Return what arrives until the buffer is full."""
@@ -148,8 +149,10 @@ class _Queue:
         """Return when somebody arrives or, where a place is free, when somebody can depart."""
         moments = [flight.arrives for flight in self._flights]
         if len(self._flights) < self._pace.concurrency:
-            # Those present now were passed over; they may be chosen later, beside somebody who comes.
-            moments += [self._now + wait for client in self._idle() if (wait := self._wait(client)) > 0]
+            # Time must move, even where a wait is too short to be added to it.
+            soon = math.nextafter(self._now, math.inf)
+            waits = [wait for client in self._idle() if (wait := self._wait(client)) > 0]
+            moments += [max(self._now + wait, soon) for wait in waits]
         moment = min(moments, default=math.inf)
         if math.isinf(moment):
             here, wanted = len(self._arrived), self._pace.buffer
@@ -167,10 +170,13 @@ class _Queue:
         return self._pace.availability.wait(client.client_id, self._now, self._pace.seed)
 
     def _asked(self, flight: Flight) -> Asked:
-        start, client = _state(self._server, flight.version), self._by_id[flight.client_id]
+        version, client = flight.version, self._by_id[flight.client_id]
+        if version not in self._states:
+            self._states[version] = _state(self._server, version)
+        start = self._states[version]
         weight = 1.0 if self._pace.selection.averages_draws else None
-        how, duration = self._training(flight.version + 1), self._duration(client, start)
-        return Asked(client, flight.version + 1, start, how, duration, weight)
+        how, duration = self._training(version + 1), self._duration(client, start)
+        return Asked(client, version + 1, start, how, duration, weight)
 
     def _duration(self, client: ClientInfo, start: ServerState) -> Duration:
         traffic = self._traffic(start, client)

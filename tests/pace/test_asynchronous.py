@@ -10,7 +10,7 @@ import torch
 from arithmetic import Arithmetic, clock, constant, go, same, training
 
 from fedit import checkpoint
-from fedit.availability import build_availability
+from fedit.availability import Availability, build_availability
 from fedit.errors import RoundError
 from fedit.pace.asynchronous import Asynchronous
 from fedit.pace.synchronous import Synchronous
@@ -221,6 +221,19 @@ def test_free_places_are_filled_when_somebody_comes(tmp_path):
     took = own.duration(Arithmetic(SIZES).clients()[1], training(1), BYTES, BYTES).total
     assert record.simulated_seconds == pytest.approx(max(0.5 + took, record.simulated_seconds))
     assert record.simulated_seconds < 1000
+
+
+class Almost(Availability):
+    """Everybody comes just after 4 s, and waits there for a time that is too short to be added to 4."""
+
+    def wait(self, client_id, now, seed):
+        return 0.0 if now > 4 else max(4 - now, 1e-17)
+
+
+def test_time_moves_however_short_a_wait_is():
+    ((_, record),) = go(Arithmetic(SIZES), pace(4, 2, availability=Almost()), rounds=1, strategy=fedbuff())
+    assert len(record.cohort) == 2
+    assert record.simulated_seconds > 4
 
 
 def test_a_federation_that_everybody_has_left_ends(tmp_path):
