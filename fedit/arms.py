@@ -2,22 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from fedit import cohort
 from fedit.data.tokens import TokenRow
 from fedit.events import Event
+from fedit.pace.base import CohortRule, Pace
+from fedit.pacing import pace_of
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
 from fedit.transforms import chain
 from fedit.transforms.base import Transform
-from fedit.types import ClientInfo, LocalTraining
+from fedit.types import LocalTraining
 
 FEDERATED = "federated"
 TUNED = "tuned"
 """Every client on its own, for a few steps from what it ran at the end of the federation."""
-
-CohortRule = Callable[[Sequence[ClientInfo], int], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,21 @@ class Arm:
     rounds: int
     clients: Mapping[str, Sequence[str]]
     strategy: Strategy
-    cohort: CohortRule
+    cohort: CohortRule | Pace
     training: Callable[[int], LocalTraining]
     min_clients: int
     transforms: Sequence[Transform] = ()
 
 
 class ArmRows(Mapping[str, Sequence[TokenRow]]):
-    """The rows of an arm's clients, gathered when they are asked for: there may be many clients."""
+    """The rows of an arm's clients, gathered when they are asked for: there may be many clients.
 
-    def __init__(self, job: Job, arm: Arm) -> None:
+    members: see `Arm.clients`.
+    """
+
+    def __init__(self, job: Job, members: Mapping[str, Sequence[str]]) -> None:
         self._job = job
-        self._members = arm.clients
+        self._members = members
 
     def __getitem__(self, client: str) -> list[TokenRow]:
         rows = [row for member in self._members[client] for row in self._job.tokens(self._job.clients[member])]
@@ -62,22 +65,24 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
     Raises:
         ConfigError: the job's transforms cannot work with that algorithm.
     """
-
-    def choose(clients: Sequence[ClientInfo], round: int) -> list[str]:
-        return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
-
     chosen = job.strategy
     if strategy:
         chosen = build_strategy(strategy, {})
         chosen.check(job.training())
         chain.check(job.transforms, chosen)
     members = {client: [client] for client in job.seen}
+    rows = ArmRows(job, members)
+
+    @cache
+    def tokens(client: str) -> int:
+        return sum(len(row.ids) for row in rows[client])
+
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
         chosen,
-        choose,
+        pace_of(job.config, chosen, list(members), tokens),
         lambda round: job.training(),
         job.config.min_clients,
         job.transforms,

@@ -12,7 +12,7 @@ from fedit.types import ServerState
 
 log = logging.getLogger(__name__)
 
-_PARTS = ("adapter", "ledger", "memory")
+_PARTS = ("adapter", "ledger", "memory", "schedule")
 
 
 def save(folder: Path, server: ServerState) -> None:

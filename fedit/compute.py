@@ -130,7 +130,7 @@ class Here:
         job = self._job
         return Worker(
             job.model,
-            ArmRows(job, arm),
+            ArmRows(job, arm.clients),
             arm.strategy,
             seed=job.config.seed,
             weighting=job.config.weighting,
@@ -208,7 +208,7 @@ class Workers:
 
     def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
         """Return where the arm's clients train; workers find the arm by its name and the folder in the run's."""
-        rows = ArmRows(self._job, arm)
+        rows = ArmRows(self._job, arm.clients)
         clients = [self._job.client_info(client, len(rows[client])) for client in sorted(rows)]
         return Processes(self._pool, clients, on_step, width=self._job.stack_width, arm=arm.name)
 

@@ -163,6 +163,22 @@ class RunConfig(BaseModel):
     """Clients, drawn by the seed, that no cohort has; personal_evaluation shows what they get in the end."""
     min_clients: PositiveInt = Field(1, json_schema_extra=_in("federation"))
     """Fewest updates that a round needs; with fewer the adapter stays as it is."""
+    selection: str = Field("uniform", json_schema_extra=_in("federation"))
+    """Who takes part in a round: uniform, poisson, weighted, round_robin, power_of_choice, oort."""
+    selection_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
+    """Options of the selection, by name."""
+    devices: str = Field("none", json_schema_extra=_in("federation"))
+    """Simulated speeds and bandwidths of clients: equal, lognormal, file; none: no virtual clock."""
+    devices_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
+    """Options of the devices, by name."""
+    stragglers: str = Field("wait_all", json_schema_extra=_in("federation"))
+    """What a round does with slow clients: wait_all, deadline, over_select, partial_work."""
+    stragglers_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
+    """Options of the policy for slow clients, by name."""
+    availability: str = Field("always", json_schema_extra=_in("federation"))
+    """When clients can be asked: always, diurnal, trace."""
+    availability_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("federation"))
+    """Options of the availability, by name."""
 
     attack: list[AttackName] = Field([], json_schema_extra=_in("federation"))
     """What hostile clients of a simulation do: one of sign_flip, boost, gaussian, alie, ipm, replacement, nan,

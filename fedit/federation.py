@@ -109,9 +109,13 @@ def best_round(job: Job, events: Sequence[Event]) -> int | None:
 
 
 def totals(events: Sequence[Event]) -> dict[str, float]:
-    """Return rounds, tokens, bytes and seconds of an arm, added up over its events."""
+    """Return rounds, tokens, bytes and seconds of an arm, added up over its events.
+
+    Simulated seconds are those of the virtual clock; left out where there is none.
+    """
     rounds = [event for event in events if event["event"] == "round"]
     timed = [event for event in events if "seconds" in event]
+    simulated = [event["simulated_seconds"] for event in rounds if "simulated_seconds" in event]
     return {
         "rounds": len(rounds),
         "tokens": sum(_number(event["tokens"]) for event in rounds),
@@ -120,6 +124,7 @@ def totals(events: Sequence[Event]) -> dict[str, float]:
         "raw_bytes_up": sum(_number(event["raw_bytes_up"]) for event in rounds),
         "raw_bytes_down": sum(_number(event["raw_bytes_down"]) for event in rounds),
         "seconds": round(sum(_number(event["seconds"]) for event in timed), 3),
+        **({"simulated_seconds": sum(map(_number, simulated))} if simulated else {}),
     }
 
 
@@ -178,6 +183,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         raw_bytes_down=record.raw_bytes_down,
         seconds=round(record.seconds, 3),
         **({"reason": record.reason} if record.reason else {}),
+        **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         **record.diagnostics,
     )
 

@@ -41,6 +41,7 @@ CHANGES = {
     "template": "the prompt template",
     "strategy": "the strategy's own file",
     "transforms": "a transform's own file",
+    "pace": "a file of devices, availability or selection",
 }
 """Part of a run's identity -> its name in the message that it changed."""
 

@@ -32,6 +32,7 @@ from fedit.model.batch import collate
 from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
+from fedit.pacing import pace_of
 from fedit.ranks import check_ranks, ranks_of_clients, with_rank
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
@@ -137,8 +138,9 @@ class Job:
 
     @cached_property
     def cohort_size(self) -> int:
-        """Clients of a round."""
-        return cohort_size(self.config.clients_per_round, len(self.partition.clients) - len(self.unseen))
+        """Clients of a round: as many as are asked, or arrive where rounds are of arrivals."""
+        asked = cohort_size(self.config.clients_per_round, len(self.partition.clients) - len(self.unseen))
+        return self.strategy.buffer or asked
 
     @cached_property
     def places(self) -> int:
@@ -279,11 +281,7 @@ def prepare(
     strategy.check(job.training())
     check_ranks(config, strategy, job.clients)
     strategy.check_cohort(job.cohort_size, sorted(partition.clients))
-    if config.min_clients > job.cohort_size:
-        raise ConfigError(
-            f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
-            "clients_per_round."
-        )
+    pace_of(config, strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
     if not job.held_out:
         raise DataError(
             f"nothing of '{corpus.name}' is held out, so nothing could be measured; set held_out to some rows."

@@ -9,20 +9,12 @@ from fedit import lora, seeds, tensors
 from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
+from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
 from fedit.rehearsal import check_ranks
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
-from fedit.types import (
-    Broadcast,
-    ClientFailure,
-    ClientInfo,
-    ClientTask,
-    ClientUpdate,
-    LocalTraining,
-    ServerState,
-    Tensors,
-)
+from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, ServerState, Tensors
 from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
@@ -33,11 +25,13 @@ MOST_EMPTY_ROUNDS = 3
 class RoundRecord:
     """What happened in one round.
 
+    cohort: those who were asked, whether their update was waited for or not; in rounds of arrivals, who arrived.
     clients: those whose updates were used; failures: those who delivered none that could be.
     bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
     raw_bytes_up, raw_bytes_down: of the same before transforms.
     seconds: wall-clock.
     reason: why the strategy could not aggregate; None where it did.
+    simulated_seconds: that it took on the virtual clock; None: there is none.
     """
 
     round: int
@@ -54,6 +48,7 @@ class RoundRecord:
     seconds: float
     diagnostics: dict[str, float]
     reason: str | None = None
+    simulated_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -103,8 +98,8 @@ def run_rounds(
     strategy: Strategy,
     *,
     rounds: int,
-    cohort: Callable[[Sequence[ClientInfo], int], list[str]],
-    training: Callable[[int], LocalTraining],
+    cohort: CohortRule | Pace,
+    training: Training,
     seed: int,
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
@@ -114,7 +109,8 @@ def run_rounds(
 
     The caller evaluates, saves, prints and stops: there are no callbacks.
 
-    cohort:   (clients, round) -> ids of those who take part, sorted.
+    cohort:   (clients, round) -> ids of those who take part, sorted; or a pace, which also knows of clocks, slow
+              clients, and rounds of arrivals.
     training: round -> how clients train in it.
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
@@ -123,19 +119,21 @@ def run_rounds(
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
     """
-    clients = {client.client_id: client for client in engine.clients()}
+    clients = engine.clients()
+    pace = cohort if isinstance(cohort, Pace) else ByRule(cohort)
     strategy = strategy.settled(server.adapter)
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
-    weights = {client_id: weigh(client) for client_id, client in clients.items()}
+    weights = {client.client_id: weigh(client) for client in clients}
     empty = 0
     while server.round < rounds:
         server, record = _one_round(
-            server, engine, strategy, clients, weights, cohort, training, seed, min_clients, transforms
+            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms
         )
-        empty = 0 if record.aggregated else empty + 1
+        # Nobody to ask is no failure.
+        empty = 0 if record.aggregated else empty + bool(record.cohort)
         yield server, record
-        if empty == MOST_EMPTY_ROUNDS:
+        if empty == MOST_EMPTY_ROUNDS and record.cohort:
             first = record.failures[0] if record.failures else None
             cause = f" First failure: {first.client_id}: {first.reason}." if first else ""
             if record.reason and len(record.clients) >= min_clients:
@@ -150,27 +148,26 @@ def _one_round(
     server: ServerState,
     engine: Engine,
     strategy: Strategy,
-    clients: dict[str, ClientInfo],
+    clients: Sequence[ClientInfo],
     weights: dict[str, float],
-    cohort: Callable[[Sequence[ClientInfo], int], list[str]],
-    training: Callable[[int], LocalTraining],
+    pace: Pace,
+    training: Training,
     seed: int,
     min_clients: int,
     transforms: Sequence[Transform],
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
-    chosen = sorted({*cohort(list(clients.values()), number), *strategy.always()})
-    how = training(number)
-    infos = [clients[client_id] for client_id in chosen]
-    broadcasts = {info.client_id: strategy.broadcast(server, info) for info in infos}
-    check_ranks(strategy, server, infos, list(broadcasts.values()))
+    plan = _with_always(
+        pace.plan(server, clients, training, partial(_traffic, strategy)), strategy, server, clients, training
+    )
+    broadcasts = {one.client_id: strategy.broadcast(one.start, one.client) for one in plan.asked}
+    check_ranks(strategy, server, [one.client for one in plan.asked], list(broadcasts.values()))
     down, up = Downlink(transforms), _Uplink(transforms)
-    tasks = [
-        ClientTask(number, client_id, down.sent(broadcast), how, seeds.derive(seed, "train", number, client_id))
-        for client_id, broadcast in broadcasts.items()
-    ]
+    tasks = [_task(one, down.sent(broadcasts[one.client_id]), seed) for one in plan.asked]
+    in_vain = [strategy.broadcast(one.start, one.client) for one, _ in plan.dropped]
     bytes_down = sum(broadcast_bytes(task.broadcast) for task in tasks)
+    bytes_down += sum(broadcast_bytes(down.sent(broadcast)) for broadcast in in_vain)
     tally, drift = _Tally(), Drift(server.adapter)
     bias = AggregationBias(server.adapter, seeds.derive(seed, "bias", number))
     error = _aggregation_error(strategy, server, seeds.derive(seed, "bias", number))
@@ -185,13 +182,13 @@ def _one_round(
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
     updates = Updates(
-        up.received(engine.run(tasks)),
+        _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
         server.adapter,
         observe,
-        starts=_starts(server, {client_id: down.start(b) for client_id, b in broadcasts.items()}),
+        starts=_starts(server, plan.asked, {client_id: down.start(b) for client_id, b in broadcasts.items()}),
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
-        announced={client_id: clients[client_id].num_examples for client_id in chosen},
+        announced={one.client_id: one.client.num_examples for one in plan.asked},
     )
     reason = None
     try:
@@ -209,21 +206,78 @@ def _one_round(
             diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
     record = RoundRecord(
         round=number,
-        cohort=chosen,
+        cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
-        failures=updates.failures,
+        failures=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped] + updates.failures,
         aggregated=aggregated,
         loss=_mean_loss(used),
         tokens=tally.tokens,
         bytes_up=up.bytes,
         bytes_down=bytes_down,
         raw_bytes_up=up.raw_bytes,
-        raw_bytes_down=sum(map(broadcast_bytes, broadcasts.values())),
+        raw_bytes_down=sum(map(broadcast_bytes, [*broadcasts.values(), *in_vain])),
         seconds=time.perf_counter() - started,
         diagnostics=diagnostics,
         reason=reason,
+        simulated_seconds=plan.seconds,
     )
-    return replace(state, round=number), record
+    return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
+
+
+def _with_always(
+    plan: Plan, strategy: Strategy, server: ServerState, clients: Sequence[ClientInfo], training: Training
+) -> Plan:
+    """Return the plan with the clients that take part in every round."""
+    missing = strategy.always() - set(plan.cohort)
+    if not missing:
+        return plan
+    number = server.round + 1
+    more = [Asked(client, number, server, training(number)) for client in clients if client.client_id in missing]
+    return replace(plan, asked=sorted([*plan.asked, *more], key=lambda one: one.client_id))
+
+
+def _task(asked: Asked, sent: Broadcast, seed: int) -> ClientTask:
+    """Return the work that a client was asked for, with what it is sent."""
+    return ClientTask(
+        asked.round,
+        asked.client_id,
+        sent,
+        asked.training,
+        seeds.derive(seed, "train", asked.round, asked.client_id),
+    )
+
+
+def _arrivals(
+    results: Iterable[ClientUpdate | ClientFailure], asked: Sequence[Asked], number: int, strategy: Strategy
+) -> Iterator[ClientUpdate | ClientFailure]:
+    """Yield results as what they are in round ``number``: of what age, weight, and duration."""
+    for one, result in zip(asked, results, strict=True):
+        if isinstance(result, ClientFailure):
+            yield replace(result, round=number)
+            continue
+        staleness, metrics = number - one.round, dict(result.metrics)
+        if one.duration is not None:
+            metrics["simulated_seconds"] = one.duration.total
+        if strategy.buffer is not None:
+            metrics["staleness"] = float(staleness)
+        factor = strategy.discount(staleness)
+        yield replace(
+            result,
+            round=number,
+            staleness=staleness,
+            weight=result.weight if one.weight is None or result.weight == 0 else one.weight,
+            delta=result.delta if factor == 1 else tensors.scaled(result.delta, factor),
+            metrics=metrics,
+        )
+
+
+def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tuple[int, int]:
+    """Return the bytes that a client is sent, and those of the adapter that it sends, uncompressed."""
+    sent = strategy.broadcast(start, client)
+    missing = {name: tensor for name, tensor in start.adapter.items() if name not in sent.adapter}
+    adapter = {**lora.cut_to(missing, sent.adapter), **sent.adapter} if missing else sent.adapter
+    uploads = {n: t for n, t in adapter.items() if strategy.uploads(n, start.round + 1)}
+    return broadcast_bytes(sent), tensors.num_bytes(uploads)
 
 
 def _mean_loss(clients: Sequence[Mapping[str, float | str]]) -> float | None:
@@ -242,25 +296,28 @@ def _update_bytes(update: ClientUpdate) -> int:
     return tensors.num_bytes(update.delta) + tensors.num_bytes(update.extra)
 
 
-def _starts(server: ServerState, received: Mapping[str, Tensors]) -> dict[str, Tensors]:
+def _starts(server: ServerState, asked: Sequence[Asked], received: Mapping[str, Tensors]) -> dict[str, Tensors]:
     """Return by client id what those start from that do not start from the server's adapter as it is.
 
     received: adapter by client id; clients that share one share their start.
     """
     own: dict[str, Tensors] = {}
-    whole: dict[int, Tensors] = {}
-    for client_id, adapter in received.items():
+    whole: dict[tuple[int, int], Tensors] = {}
+    for one in asked:
+        adapter, state = received[one.client_id], one.start.adapter
         if adapter is server.adapter:
             continue
-        if id(adapter) not in whole:
-            missing = {name: tensor for name, tensor in server.adapter.items() if name not in adapter}
-            whole[id(adapter)] = {**lora.cut_to(missing, adapter), **adapter} if missing else adapter
-        own[client_id] = whole[id(adapter)]
+        if (key := (id(adapter), id(state))) not in whole:
+            missing = {name: tensor for name, tensor in state.items() if name not in adapter}
+            whole[key] = {**lora.cut_to(missing, adapter), **adapter} if missing else adapter
+        own[one.client_id] = whole[key]
     return own
 
 
 def _aggregation_error(strategy: Strategy, server: ServerState, seed: int) -> AggregationError | None:
-    """Return what measures the round's aggregate; None where clients keep what they train."""
+    """Return what measures the round's aggregate; None where clients keep what they train or started earlier."""
+    if strategy.buffer is not None:
+        return None
     kept = (name for name in server.adapter if not strategy.shares(name))
     if any(strategy.trains(name, number) for name in kept for number in range(1, server.round + 2)):
         return None

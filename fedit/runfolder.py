@@ -95,6 +95,7 @@ def identity_of(job: Job) -> dict[str, object]:
         "template": job.template.fingerprint,
         "strategy": _own_code(job.config.strategy),
         "transforms": [code for item in job.config.transforms for name in item if (code := _own_code(name))],
+        "pace": _pace_files(job.config),
         "num_threads": job.num_threads,
         "stack_width": job.stack_width,
     }
@@ -136,6 +137,18 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error
+
+
+def _pace_files(config: RunConfig) -> dict[str, str] | None:
+    """Return setting -> SHA-256 of a file that says who takes part and when; None: there is none."""
+    found: dict[str, str] = {}
+    for setting in ("selection", "devices", "stragglers", "availability"):
+        if (code := _own_code(getattr(config, setting))) is not None:
+            found[setting] = code
+        file = getattr(config, f"{setting}_options").get("file")
+        if isinstance(file, str) and Path(file).is_file():
+            found[f"{setting}_options.file"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found or None
 
 
 def _own_code(name: str) -> str | None:

@@ -136,6 +136,13 @@ def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensors:
     return {name: tensor - b[name] for name, tensor in a.items()}
 
 
+def scaled(a: Mapping[str, Tensor], factor: float) -> Tensors:
+    """Return ``factor * a``."""
+    if isinstance(a, Flat):
+        return Flat(a.layout, a.buffer * factor)
+    return {name: tensor * factor for name, tensor in a.items()}
+
+
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Return the inner product over the names of ``a``, accumulated in float64."""
     if isinstance(a, Flat) and a.matches(b) and isinstance(b, Flat):

@@ -143,6 +143,7 @@ class ClientUpdate:
     delta:  trained minus received, of the tensors that it trained and shares.
     weight: its share before normalising.
     scale:  that it multiplied B A by.
+    staleness: server steps taken between the state that it started from and the one it is applied to.
     """
 
     client_id: str
@@ -153,6 +154,7 @@ class ClientUpdate:
     extra: Tensors = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
+    staleness: int = 0
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> "ClientUpdate":
         """Apply ``change`` to every tensor that leaves the client, ``delta`` and ``extra`` alike."""
@@ -179,6 +181,7 @@ class ServerState:
     ledger: correction of the base that no adapter can hold, see `Broadcast`.
     memory: belongs to the strategy.
     scale:  that the adapter's B A is multiplied by: the weight is W + scale B A + ledger B A.
+    schedule: belongs to the pace of the rounds: the virtual time, what was heard of clients, who is under way.
     """
 
     round: int
@@ -186,6 +189,7 @@ class ServerState:
     ledger: Tensors = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
     scale: float = 1.0
+    schedule: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,32 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, tmp_path):
     assert_same_run(folder, tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": "oort", "devices": "lognormal", "stragglers": "over_select"},
+        {"selection": "power_of_choice", "availability": "diurnal", "availability_options": {"period": 3.0}},
+        {"strategy": "fedbuff", "strategy_options": {"buffer_size": 1}, "devices": "lognormal"},
+        {"strategy": "fedasync", "devices": "lognormal", "selection": "round_robin", "clients_per_round": 3},
+    ],
+    ids=lambda changes: changes.get("strategy", changes.get("selection")),
+)
+def test_a_run_at_another_pace_killed_at_any_moment_ends_with_the_same_bits(config, tmp_path, changes):
+    config = config.model_copy(update={"num_rounds": 4, **changes})
+    heard = []
+    run(config, tmp_path / "whole", listener=heard.append)
+    rounds = [event for event in events_of(tmp_path / "whole") if event["event"] == "round"]
+    assert all("simulated_seconds" in event for event in rounds) == (config.devices != "none")
+    ages = [e["staleness"] for e in events_of(tmp_path / "whole") if e["event"] == "client" and "staleness" in e]
+    assert not ages or max(ages) > 0
+    for moment in range(7, len(heard), 11):
+        folder = tmp_path / f"killed-{moment}"
+        with pytest.raises(Killed):
+            run(config, folder, listener=killer(moment))
+        resume(folder)
+        assert_same_run(folder, tmp_path / "whole")
+
+
 def test_a_comparison_killed_in_its_arms_ends_with_the_same_bits(make_config, tmp_path):
     config = make_config(compare=["local", "centralised"], compare_clients=1, max_new_tokens=2, held_out=1)
     heard = []

@@ -76,8 +76,8 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="KIND",
-            help="strategies, transforms, partitions, templates, recipes, formats, schedules, "
-            "models or settings. Default: all, in short.",
+            help="strategies, transforms, partitions, selections, devices, stragglers, availabilities, templates, "
+            "recipes, formats, schedules, models or settings. Default: all, in short.",
         ),
     ] = None,
     model: Annotated[
@@ -86,7 +86,7 @@ def list_names(
     lora_r: Annotated[int, typer.Option("--lora_r", min=1, help="Rank for --model.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """List what settings accept: strategies, transforms, partitions, templates, recipes, formats and more.
+    """List what settings accept: strategies, transforms, partitions, selections, templates, recipes and more.
 
     With a KIND each name comes with its options, what it needs and where it is from; strategies with what travels,
     whether the aggregate is exact and what they can be combined with, found by rehearsing them.
@@ -117,14 +117,14 @@ def strategies() -> list[Entry]:
     """Return the algorithms, read from their source: importing one would import torch."""
     from fedit.strategies import STRATEGIES
 
-    return [_class("strategy", name, target) for name, target in STRATEGIES.items()]
+    return _classes(STRATEGIES)
 
 
 def transforms() -> list[Entry]:
     """Return what may happen to updates on their way, read from its source like the algorithms."""
     from fedit.transforms import TRANSFORMS
 
-    return [_class("transform", name, target) for name, target in TRANSFORMS.items()]
+    return _classes(TRANSFORMS)
 
 
 def _with_facts(entry: Entry, model: str | None, rank: int) -> Entry:
@@ -140,6 +140,34 @@ def _with_facts(entry: Entry, model: str | None, rank: int) -> Entry:
         up, down = bytes_of_a_round(build_strategy(entry.name, {}), shapes_of(resolve_model(model), "auto"), rank)
         known |= {"bytes_up": round(up), "bytes_down": round(down)}
     return replace(entry, facts={**entry.facts, **known})
+
+
+def selections() -> list[Entry]:
+    """Return the policies of who takes part."""
+    from fedit.selection import SELECTIONS
+
+    return _classes(SELECTIONS)
+
+
+def devices() -> list[Entry]:
+    """Return what the virtual clock can be told of clients' devices."""
+    from fedit.clock import DEVICES
+
+    return [Entry("none", "there is no virtual clock"), *_classes(DEVICES)]
+
+
+def stragglers() -> list[Entry]:
+    """Return the policies for slow clients."""
+    from fedit.pace import STRAGGLERS
+
+    return _classes(STRAGGLERS)
+
+
+def availabilities() -> list[Entry]:
+    """Return when clients can be asked."""
+    from fedit.availability import AVAILABILITIES
+
+    return _classes(AVAILABILITIES)
 
 
 def partitions() -> list[Entry]:
@@ -227,6 +255,10 @@ KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     "strategies": ("strategy=NAME: the algorithm", strategies),
     "transforms": ("transforms=[NAME, ...]: what happens to updates on their way", transforms),
     "partitions": ("partitioner=NAME: who holds which row", partitions),
+    "selections": ("selection=NAME: who takes part in a round", selections),
+    "devices": ("devices=NAME: speeds and bandwidths on the virtual clock", devices),
+    "stragglers": ("stragglers=NAME: what a round does with slow clients", stragglers),
+    "availabilities": ("availability=NAME: when clients can be asked", availabilities),
     "templates": ("prompt_template=NAME: how a row becomes text", templates),
     "recipes": ("fedit run NAME: jobs that come with fedit", recipes),
     "formats": ("data_format=NAME: how rows are written", formats),
@@ -236,12 +268,14 @@ KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
 }
 
 
-def _class(kind: str, name: str, target: str) -> Entry:
-    """Return what the source of a class ("module:Class") says about it: its options are its annotated fields."""
-    module, attribute = target.split(":")
+def _classes(table: Mapping[str, str]) -> list[Entry]:
+    return [_class(name, *target.split(":")) for name, target in table.items()]
+
+
+def _class(name: str, module: str, attribute: str) -> Entry:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{kind} '{name}': there is no module {module}")
+        raise ModuleNotFoundError(f"'{name}': there is no module {module}")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     head = ast.get_docstring(tree) or ""
     own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)

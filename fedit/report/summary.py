@@ -162,7 +162,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.",
+        f"Failed updates: {summary['failed_updates']}.{_simulated(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
         f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
@@ -200,6 +200,12 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         lines += [f"- expected: `{example.answer!r}`", ""]
     lines += [f"Next: `fedit chat {folder}`", ""]
     return "\n".join(lines)
+
+
+def _simulated(summary: Mapping[str, object]) -> str:
+    """Return what the virtual clock says, in words; nothing where there is none."""
+    seconds = summary.get("simulated_seconds")
+    return "" if seconds is None else f" Simulated time: {_number(seconds):,.1f} s."
 
 
 def _arm(result: ArmResult) -> dict[str, object]:

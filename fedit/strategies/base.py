@@ -69,6 +69,20 @@ class Strategy:
         """
         return True
 
+    # --- asynchronous rounds ---
+
+    @property
+    def buffer(self) -> int | None:
+        """How many arrivals make a server step; None: rounds wait for their cohort."""
+        return None
+
+    def discount(self, staleness: int) -> float:
+        """Return what a change is multiplied by that comes ``staleness`` server steps late.
+
+        It is applied before aggregation, as a client could do itself, so that it works where only means are seen.
+        """
+        return 1.0
+
     # --- both halves ---
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

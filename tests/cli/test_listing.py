@@ -4,12 +4,16 @@ import sys
 
 import pytest
 
+from fedit.availability import AVAILABILITIES
 from fedit.cli.listing import KINDS
+from fedit.clock import DEVICES
 from fedit.config import RunConfig
 from fedit.data.partition import PARTITIONS
 from fedit.data.rounds import ROUND_TEMPLATES
 from fedit.data.schemas import SCHEMAS
+from fedit.pace import STRAGGLERS
 from fedit.schedule import SCHEDULES
+from fedit.selection import SELECTIONS
 from fedit.settings import recipes
 from fedit.strategies import STRATEGIES
 from fedit.transforms import TRANSFORMS
@@ -18,6 +22,10 @@ TABLES = {
     "strategies": STRATEGIES,
     "transforms": TRANSFORMS,
     "partitions": PARTITIONS,
+    "selections": SELECTIONS,
+    "devices": ["none", *DEVICES],
+    "stragglers": STRAGGLERS,
+    "availabilities": AVAILABILITIES,
     "recipes": recipes(),
     "schedules": SCHEDULES,
     "settings": RunConfig.model_fields,
