@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedit import cohort
-from fedit.data.tokens import TokenRow
 from fedit.events import Event
+from fedit.objectives import Learnt
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
@@ -32,17 +32,17 @@ class Arm:
     min_clients: int
 
 
-class ArmRows(Mapping[str, Sequence[TokenRow]]):
+class ArmRows(Mapping[str, Sequence[Learnt]]):
     """The rows of an arm's clients, gathered when they are asked for: there may be many clients."""
 
     def __init__(self, job: Job, arm: Arm) -> None:
         self._job = job
         self._members = arm.clients
 
-    def __getitem__(self, client: str) -> list[TokenRow]:
-        rows = [row for member in self._members[client] for row in self._job.tokens(self._job.clients[member])]
+    def __getitem__(self, client: str) -> list[Learnt]:
+        rows = [row for member in self._members[client] for row in self._job.learnt(self._job.clients[member])]
         # A row without a target, all of whose answer was cut away, teaches nothing.
-        return [row for row in rows if row.supervised.any()]
+        return [example for example in rows if all(row.supervised.any() for row in example.rows)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)

@@ -26,7 +26,9 @@ class Columns(BaseModel):
     context: str | None = None
     """Column of the context or input."""
     response: str | None = None
-    """Column of the answer."""
+    """Column of the answer; of a preference, the chosen one."""
+    rejected: str | None = None
+    """Column of the answer that was not preferred."""
     category: str | None = None
     """Column of the category."""
     check: str | None = None
@@ -77,14 +79,15 @@ class RunConfig(BaseModel):
 
     # --- data ---
     dataset: str = Field("skills", json_schema_extra=_in("data"))
-    """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills."""
+    """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills or
+    preferences."""
     dataset_split: str = Field("train", json_schema_extra=_in("data"))
     """Split of a hub data set."""
     data_format: str = Field("auto", json_schema_extra=_in("data"))
-    """Schema of the rows: auto, alpaca, dolly, messages, sharegpt, prompt_completion, gsm8k."""
+    """Schema of the rows: auto, preference, alpaca, dolly, messages, sharegpt, prompt_completion, gsm8k."""
     columns: Columns = Field(Columns(), json_schema_extra=_in("data"))
-    """Column names that differ from the schema's: columns.instruction, .context, .response, .category,
-    .check."""
+    """Column names that differ from the schema's: columns.instruction, .context, .response, .rejected,
+    .category, .check."""
     prompt_template: str = Field("auto", json_schema_extra=_in("data"))
     """auto (the model's chat template if it has one), chat, alpaca, alpaca_short, vicuna, or a file."""
     max_length: Annotated[int, Field(ge=8)] = Field(512, json_schema_extra=_in("data"))
@@ -132,6 +135,12 @@ class RunConfig(BaseModel):
     """Fewest updates that a round needs; with fewer the adapter stays as it is."""
 
     # --- training ---
+    objective: Literal["sft", "dpo"] = Field("sft", json_schema_extra=_in("training"))
+    """What clients minimise: sft, the loss of the answers; dpo, direct preference optimisation of pairs."""
+    dpo_beta: Annotated[float, Field(gt=0)] = Field(0.1, json_schema_extra=_in("training"))
+    """How strongly DPO holds to the reference, the model that the run starts from."""
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, json_schema_extra=_in("training"))
+    """Share of the preferences that DPO takes to be the wrong way round."""
     local_epochs: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
     """Passes over the client's rows a round. Default 1 if neither steps nor tokens are set."""
     local_steps: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
@@ -228,6 +237,14 @@ class RunConfig(BaseModel):
             (
                 self.devices_per_client > 1 and (self.stack_clients or 1) > 1,
                 "set only one of devices_per_client and stack_clients above 1",
+            ),
+            (
+                self.objective == "dpo" and self.train_on_inputs,
+                "train_on_inputs has no meaning for objective=dpo, which compares answers; leave it off",
+            ),
+            (
+                self.objective == "dpo" and self.devices_per_client > 1,
+                "objective=dpo trains a client on one device; set devices_per_client to 1",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,11 +13,13 @@ from fedit import seeds, stacked
 from fedit.cohort import cohort_size
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
-from fedit.data.check import refuse_if_nothing_learnt
+from fedit.data.check import refuse_if_nothing_learnt, refuse_without_rejected
 from fedit.data.examples import Corpus, Example, Message, row_id
 from fedit.data.manifest import Partition, build
+from fedit.data.pairs import PairRow, tokenize_pairs
 from fedit.data.partition import find_scheme
 from fedit.data.skills import load_skills
+from fedit.data.skills.preferences import with_rejected
 from fedit.data.sources import load_rows
 from fedit.data.statistics import category_counts, measure
 from fedit.data.templates import Template, get_template
@@ -30,6 +32,7 @@ from fedit.model.batch import collate
 from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
+from fedit.objectives import Learnt, rows_of
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
 from fedit.types import LocalTraining
@@ -40,7 +43,12 @@ LONGEST_PLAIN_ATTENTION = 512
 
 @dataclass
 class Job:
-    """All that a run needs. The model is loaded when it is first asked for, after all cheap checks."""
+    """All that a run needs. The model is loaded when it is first asked for, after all cheap checks.
+
+    table:    tokens of every row of the corpus, with the chosen answers where rows are preferences to learn from.
+    rejected: the same with the rejected answers; None: no preferences are learnt.
+    reference_gaps: of evaluated pairs by part, as `PairRow.reference`, once they were asked for.
+    """
 
     config: RunConfig
     source: ModelSource
@@ -51,6 +59,8 @@ class Job:
     partition: Partition
     table: TokenTable
     num_threads: int
+    rejected: TokenTable | None = None
+    reference_gaps: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> AdaptedModel:
@@ -86,7 +96,9 @@ class Job:
     @cached_property
     def statistics(self) -> dict[str, int | float | None]:
         """What the partition looks like in numbers."""
-        lengths = {client: [len(row.ids) for row in self.tokens(rows)] for client, rows in self.clients.items()}
+        lengths = {
+            client: [len(row.ids) for row in rows_of(self.learnt(rows))] for client, rows in self.clients.items()
+        }
         sizes = {client: len(rows) for client, rows in self.clients.items()}
         return measure(sizes, self.category_counts, lengths).as_dict()
 
@@ -123,8 +135,9 @@ class Job:
         if self.config.devices_per_client > 1:
             return 1
         device = choose_device(self.config.device)
-        lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
-        tokens = self.config.batch_size * sum(lengths) / max(len(lengths), 1)
+        examples = [example for rows in self.clients.values() for example in self.learnt(rows)]
+        lengths = [len(row.ids) for row in rows_of(examples)]
+        tokens = self.config.batch_size * sum(lengths) / max(len(examples), 1)
         share = math.ceil(self.cohort_size / self.places)
         return min(stacked.width(tokens, device.type), share)
 
@@ -133,8 +146,21 @@ class Job:
         return {row_id(example): index for index, example in enumerate(self.corpus.all())}
 
     def tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
-        """Return the tokens of ``examples``."""
+        """Return the tokens of ``examples``, of preferences those with the chosen answers."""
         return [self.table.row(self._positions[row_id(example)]) for example in examples]
+
+    def rejected_tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
+        """Return the tokens of preferences with the rejected answers."""
+        if self.rejected is None:
+            raise ValueError("this job learns from no preferences")
+        return [self.rejected.row(self._positions[row_id(example)]) for example in examples]
+
+    def learnt(self, examples: Sequence[Example]) -> list[Learnt]:
+        """Return ``examples`` as clients train on them."""
+        if self.rejected is None:
+            return list(self.tokens(examples))
+        pairs = zip(self.tokens(examples), self.rejected_tokens(examples), strict=True)
+        return [PairRow(chosen, rejected) for chosen, rejected in pairs]
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids of the prompts that ``examples`` answer."""
@@ -176,6 +202,9 @@ class Job:
             "momentum": config.momentum,
             "max_grad_norm": config.max_grad_norm,
             "keep_optimizer": config.client_optimizer == "keep",
+            "objective": config.objective,
+            "dpo_beta": config.dpo_beta,
+            "dpo_label_smoothing": config.dpo_label_smoothing,
             **changes,
         }
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
@@ -196,6 +225,7 @@ def prepare(
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
     corpus, empty = _without_empty_answers(load_corpus(config))
+    corpus, same = _for_objective(corpus, config.objective)
     source = resolve_model(config.model, progress=say)
     tokenizer = load_tokenizer(source)
     template = get_template(config.prompt_template, tokenizer)
@@ -210,16 +240,9 @@ def prepare(
         validation=config.validation,
         clusters=clusters,
     )
-    partition = replace(partition, removed={**partition.removed, "empty_answer": empty})
-    table = tokenize(
-        corpus.all(),
-        tokenizer,
-        template,
-        max_length=config.max_length,
-        train_on_inputs=config.train_on_inputs,
-        cache_dir=cache_dir() / "tokens",
-    )
-    job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads)
+    partition = replace(partition, removed={**partition.removed, "empty_answer": empty, "same_answers": same})
+    table, rejected = tokens_of(config, corpus.all(), tokenizer, template)
+    job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads, rejected)
     strategy.check(job.training())
     if config.min_clients > job.cohort_size:
         raise ConfigError(
@@ -235,6 +258,29 @@ def prepare(
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job
+
+
+def tokens_of(
+    config: RunConfig, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[TokenTable, TokenTable | None]:
+    """Return the tokens that the job's objective learns, and those of rejected answers where it compares.
+
+    Raises:
+        DataError: it compares, and a row has no rejected answer.
+    """
+    cache = cache_dir() / "tokens"
+    if config.objective == "dpo":
+        refuse_without_rejected(examples)
+        return tokenize_pairs(examples, tokenizer, template, max_length=config.max_length, cache_dir=cache)
+    table = tokenize(
+        examples,
+        tokenizer,
+        template,
+        max_length=config.max_length,
+        train_on_inputs=config.train_on_inputs,
+        cache_dir=cache,
+    )
+    return table, None
 
 
 def load_model(config: RunConfig) -> AdaptedModel:
@@ -256,7 +302,7 @@ def load_corpus(config: RunConfig) -> Corpus:
     Raises:
         DataError: they cannot be had.
     """
-    if config.dataset == "skills":
+    if config.dataset in ("skills", "preferences"):
         amounts: dict[str, int] = {}
         for name, value in (
             ("per_category", config.max_examples),
@@ -266,11 +312,12 @@ def load_corpus(config: RunConfig) -> Corpus:
             if isinstance(value, float):
                 setting = name.removesuffix("_per_category")
                 raise ConfigError(
-                    f"{setting} is {value}; the skills data takes a whole number of rows a category."
+                    f"{setting} is {value}; the {config.dataset} data takes a whole number of rows a category."
                 )
             if value is not None:
                 amounts[name] = value
-        return load_skills(seed=config.seed, **amounts)
+        skills = load_skills(seed=config.seed, **amounts)
+        return with_rejected(skills, config.seed) if config.dataset == "preferences" else skills
     return load_rows(
         config.dataset,
         columns=config.columns.given(),
@@ -295,6 +342,31 @@ def _without_empty_answers(corpus: Corpus) -> tuple[Corpus, int]:
             "have an empty answer. Name the column that holds the answers with columns.response=NAME."
         )
     return replace(corpus, examples=kept), len(corpus.examples) - len(kept)
+
+
+def _for_objective(corpus: Corpus, objective: str) -> tuple[Corpus, int]:
+    """Return the rows as the objective reads them, and how many training rows teach it nothing.
+
+    Without preferences to learn, rejected answers are no part of a row; with them, two equal answers prefer none.
+
+    Raises:
+        DataError: all pairs have two equal answers.
+    """
+
+    def read(examples: Sequence[Example]) -> tuple[Example, ...]:
+        if objective == "dpo":
+            return tuple(e for e in examples if e.rejected != e.answer)
+        return tuple(e if e.rejected is None else replace(e, rejected=None) for e in examples)
+
+    kept = replace(
+        corpus,
+        examples=read(corpus.examples),
+        validation=read(corpus.validation),
+        held_out=read(corpus.held_out),
+    )
+    if not kept.examples:
+        raise DataError(f"data set '{corpus.name}' has nothing to learn: all pairs have two equal answers.")
+    return kept, len(corpus.examples) - len(kept.examples)
 
 
 def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:

@@ -12,7 +12,7 @@ GENERATIONS = 3
 """States of a client that stay on disk: the newest, the one before it that an interrupted round goes back to,
 and one more for a run whose newest server state turns out to be damaged."""
 
-_PARTS = ("private", "memory", "optimizer")
+_PARTS = ("private", "memory", "optimizer", "reference")
 
 
 @dataclass
@@ -79,4 +79,4 @@ def _load(path: Path) -> tuple[ClientState, int | None]:
         before = int(previous) if previous else None
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(f"the client state {path} cannot be read: {error}") from error
-    return ClientState(seen, parts["private"], parts["memory"], parts["optimizer"]), before
+    return ClientState(seen, parts["private"], parts["memory"], parts["optimizer"], parts["reference"]), before

@@ -1,13 +1,14 @@
 """The client half of a round: a task becomes an update. The same object wherever clients run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from fedit import lora, seeds, tensors
 from fedit.crew import Crew
-from fedit.data.tokens import TokenRow
+from fedit.data.pairs import PairRow
 from fedit.model.adapted import AdaptedModel
+from fedit.objectives import Learnt, reference_gaps
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -28,7 +29,7 @@ class Worker:
     def __init__(
         self,
         model: AdaptedModel,
-        data: Mapping[str, Sequence[TokenRow]],
+        data: Mapping[str, Sequence[Learnt]],
         strategy: Strategy,
         *,
         seed: int,
@@ -83,7 +84,24 @@ class Worker:
         missing = {n: t for n, t in self._initial.items() if n not in adapter}
         if missing:
             adapter = {**lora.cut_to(missing, adapter), **adapter}
-        return _Start(task, self._data[task.client_id], adapter, state)
+        rows = self._data[task.client_id]
+        if task.training.objective == "dpo":
+            rows, state = self._with_reference(rows, state)
+        return _Start(task, rows, adapter, state)
+
+    def _with_reference(self, rows: Sequence[Learnt], state: ClientState) -> tuple[Sequence[Learnt], ClientState]:
+        """Return a client's preferences with what the reference model says of them, and the state that keeps it.
+
+        The reference is what the run starts from: the frozen base, with the initial adapter.
+        """
+        pairs = [row for row in rows if isinstance(row, PairRow)]
+        if not state.reference:
+            begin = self._strategy.init(self._model.initial(self._seed))
+            adapter = self._strategy.factors(begin.adapter)
+            self._model.load({name: tensor.detach() for name, tensor in adapter.items()}, begin.ledger)
+            state = replace(state, reference={"gaps": reference_gaps(self._model, pairs)})
+        gaps = state.reference["gaps"].tolist()
+        return [replace(pair, reference=gap) for pair, gap in zip(pairs, gaps, strict=True)], state
 
     @cached_property
     def _initial(self) -> Tensors:
@@ -111,6 +129,7 @@ class Worker:
             "tokens": float(progress.tokens),
             "supervised_tokens": float(progress.supervised_tokens),
             "rows": float(len(progress.rows)),
+            **progress.measures,
         }
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
         extra, memory = self._strategy.finish(task, result, state.memory)
@@ -118,7 +137,7 @@ class Worker:
         self._store.write(
             task.client_id,
             task.round,
-            ClientState(state.batches_seen + progress.steps, private, memory, optimizer),
+            ClientState(state.batches_seen + progress.steps, private, memory, optimizer, state.reference),
         )
         num_examples = len(start.rows)
         uploads = partial(self._strategy.uploads, round=task.round)
@@ -152,6 +171,6 @@ class _Start:
     """A client at the start of its round: ``adapter`` is what it was sent with what it keeps for itself."""
 
     task: ClientTask
-    rows: Sequence[TokenRow]
+    rows: Sequence[Learnt]
     adapter: Tensors
     state: ClientState

@@ -187,14 +187,19 @@ class AdaptedModel:
         """How many tokens one pass should compute: enough for fast products, few enough for memory."""
         return (FAST_TOKENS if self.fast else GENERAL_TOKENS)[self.device.type]
 
-    def passes(self, rows: Sequence[TokenRow], most_rows: int | None) -> list[list[int]]:
-        """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass."""
+    def passes(self, rows: Sequence[TokenRow], most_rows: int | None, together: int = 1) -> list[list[int]]:
+        """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass.
+
+        together: so many rows in a row are one that is never cut; these are counted and their indices returned.
+        """
         most = self.tokens_per_pass
         if self.fast is None:
             lengths = [len(row.ids) for row in rows]
-            return micro_batches(lengths, most_tokens=most, most_rows=most_rows, packed=self.packs)
+            units = _units(lengths, together, padded=not self.packs)
+            return micro_batches(units, most_tokens=most, most_rows=most_rows, packed=self.packs)
         own, shared = self.fast.own_lengths(rows)
-        return micro_batches(own, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
+        units = _units(own, together, padded=False)
+        return micro_batches(units, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
 
     def collate(self, rows: Sequence[TokenRow]) -> Batch | Layout:
         """Return one pass over ``rows``, on the model's device."""
@@ -417,6 +422,12 @@ class AdaptedModel:
         # Not equal bits: different kernels. A mistake moves numbers by far more than rounding does.
         tolerance = 1e-4 if self.base.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((one - other).norm() <= tolerance * other.norm())
+
+
+def _units(lengths: Sequence[int], size: int, *, padded: bool) -> list[int]:
+    """Return what every ``size`` rows take together; padded ones take as much as the longest of them."""
+    groups = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return [size * max(group) if padded else sum(group) for group in groups]
 
 
 def _partner(name: str) -> str:
