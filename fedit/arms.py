@@ -8,7 +8,7 @@ from fedit.events import Event
 from fedit.objectives import Learnt
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
-from fedit.strategies.base import Strategy
+from fedit.strategies.base import Strategy, refuse_factors_only
 from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
@@ -58,11 +58,13 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         return cohort.uniform(clients, job.config.clients_per_round, seed=job.config.seed, round=round)
 
     members = {client: [client] for client in job.clients}
+    chosen = build_strategy(strategy, {}) if strategy else job.strategy
+    refuse_factors_only(chosen, job.config.tuning)
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,
         job.config.num_rounds,
         members,
-        build_strategy(strategy, {}) if strategy else job.strategy,
+        chosen,
         choose,
         lambda round: job.training(),
         job.config.min_clients,

@@ -61,8 +61,14 @@ class RunConfig(BaseModel):
     """Quantise the base to 8 bits (bitsandbytes)."""
     load_in_4bit: bool = Field(False, json_schema_extra=_in("model"))
     """Quantise the base to 4 bits, NF4 (bitsandbytes)."""
+    tuning: Literal["lora", "dora", "ia3", "vera", "prefix", "full"] = Field(
+        "lora", json_schema_extra=_in("model")
+    )
+    """What is trained: LoRA factors, another kind of adapter, or full, the base's own weights."""
+    virtual_tokens: PositiveInt = Field(20, json_schema_extra=_in("model"))
+    """Tokens of the learnt prefix, for tuning=prefix."""
     lora_r: PositiveInt = Field(16, json_schema_extra=_in("model"))
-    """LoRA rank."""
+    """LoRA rank; also that of dora and vera."""
     lora_alpha: Annotated[float, Field(gt=0)] = Field(32, json_schema_extra=_in("model"))
     """LoRA scale: updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, json_schema_extra=_in("model"))
@@ -245,6 +251,23 @@ class RunConfig(BaseModel):
             (
                 self.objective == "dpo" and self.devices_per_client > 1,
                 "objective=dpo trains a client on one device; set devices_per_client to 1",
+            ),
+            (
+                self.tuning == "full" and self.bits < 16,
+                "tuning=full trains the base's own weights, which cannot be quantised; leave load_in_4bit and "
+                "load_in_8bit off",
+            ),
+            (
+                self.tuning == "full" and self.dtype == "bf16",
+                "tuning=full needs weights in which small steps are not lost; set dtype to auto or fp32",
+            ),
+            (
+                self.tuning == "prefix" and self.gradient_checkpointing,
+                "tuning=prefix keeps keys and values, which gradient_checkpointing computes anew; leave that off",
+            ),
+            (
+                self.tuning != "lora" and self.devices_per_client > 1,
+                "devices_per_client above 1 serves tuning=lora; set it to 1",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

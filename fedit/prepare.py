@@ -34,7 +34,7 @@ from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.objectives import Learnt, rows_of
 from fedit.strategies import build_strategy
-from fedit.strategies.base import Strategy
+from fedit.strategies.base import Strategy, refuse_factors_only
 from fedit.types import LocalTraining
 
 MOST_UNLABELLED_HELD_OUT = 200
@@ -244,6 +244,7 @@ def prepare(
     table, rejected = tokens_of(config, corpus.all(), tokenizer, template)
     job = Job(config, source, tokenizer, template, strategy, corpus, partition, table, num_threads, rejected)
     strategy.check(job.training())
+    refuse_factors_only(strategy, config.tuning)
     if config.min_clients > job.cohort_size:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {job.cohort_size} clients; lower it or raise "
@@ -263,14 +264,9 @@ def prepare(
 def tokens_of(
     config: RunConfig, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[TokenTable, TokenTable | None]:
-    """Return the tokens that the job's objective learns, and those of rejected answers where it compares.
-
-    Raises:
-        DataError: it compares, and a row has no rejected answer.
-    """
+    """Return the tokens that the job's objective learns, and those of rejected answers where it compares."""
     cache = cache_dir() / "tokens"
     if config.objective == "dpo":
-        refuse_without_rejected(examples)
         return tokenize_pairs(examples, tokenizer, template, max_length=config.max_length, cache_dir=cache)
     table = tokenize(
         examples,
@@ -350,8 +346,10 @@ def _for_objective(corpus: Corpus, objective: str) -> tuple[Corpus, int]:
     Without preferences to learn, rejected answers are no part of a row; with them, two equal answers prefer none.
 
     Raises:
-        DataError: all pairs have two equal answers.
+        DataError: a row is no pair, or all pairs have two equal answers.
     """
+    if objective == "dpo":
+        refuse_without_rejected(corpus.all())
 
     def read(examples: Sequence[Example]) -> tuple[Example, ...]:
         if objective == "dpo":
@@ -426,7 +424,8 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
     base = load_base(
         source,
         device=config.device,
-        dtype=config.dtype,
+        # Steps of a small learning rate are lost in bfloat16 weights.
+        dtype="fp32" if config.tuning == "full" and config.dtype == "auto" else config.dtype,
         bits=config.bits,
         attention="eager" if plain else None,
         tokenizer=tokenizer,
@@ -440,6 +439,9 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
         rslora=config.use_rslora,
         gradient_checkpointing=config.gradient_checkpointing,
         fast_path=config.fast_path,
+        tuning=config.tuning,
+        virtual_tokens=config.virtual_tokens,
+        seed=config.seed,
     )
 
 

@@ -49,6 +49,32 @@ This folder holds LoRA factors and settings; no training text, no base weights.
 """
 
 
+OTHER_CARD = """---
+base_model: {base}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [federated-learning, {kind}, instruction-tuning]
+---
+
+# {title}, trained by federated instruction tuning
+
+Made by fedit with tuning={kind}. {how}
+
+| | |
+|---|---|
+| base model | {base} |
+{rows}
+
+## Settings
+
+```yaml
+{settings}```
+"""
+
+_WHOLE = "This folder is a whole model: `AutoModelForCausalLM.from_pretrained` loads it, and fedit as `model`."
+_ADAPTER = 'Load it with `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), folder)`.'
+
+
 def save_adapter(
     model: AdaptedModel,
     adapter: Mapping[str, Tensor],
@@ -57,7 +83,9 @@ def save_adapter(
     facts: Mapping[str, str],
     settings_yaml: str,
 ) -> None:
-    """Write ``adapter`` as a PEFT folder, whole or not at all.
+    """Write ``adapter`` as a PEFT folder, or all weights as the folder of a model, whole or not at all.
+
+    Other kinds than LoRA are loaded into ``model`` for it.
 
     facts: rows of the card's table.
 
@@ -65,17 +93,59 @@ def save_adapter(
         RunFolderError: the folder cannot be written.
     """
     base = public_name(model.base.source)
+    if model.kind.name != "lora":
+        _save_other(model, adapter, folder, base, facts, settings_yaml)
+        return
     weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    # PEFT keeps targets in a set: sorted, so that equal adapters are equal files.
-    config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
-    config["target_modules"] = sorted(config["target_modules"])
     with new_folder(folder) as temporary:
-        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        _write_peft(model, weights, temporary, base)
         (temporary / "README.md").write_text(
             CARD.format(base=base, rows=rows, settings=settings_yaml), encoding="utf-8"
         )
+
+
+def _write_peft(model: AdaptedModel, weights: Tensors, folder: Path, base: str) -> None:
+    """Write PEFT's two files; weights: under PEFT's names."""
+    assert model.config is not None  # all weights have none
+    config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    # PEFT keeps names in sets: sorted, so that equal adapters are equal files.
+    config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def _save_other(
+    model: AdaptedModel,
+    adapter: Mapping[str, Tensor],
+    folder: Path,
+    base: str,
+    facts: Mapping[str, str],
+    settings_yaml: str,
+) -> None:
+    model.load(adapter)
+    whole = model.config is None
+    card = OTHER_CARD.format(
+        base=base,
+        library="transformers" if whole else "peft",
+        kind=model.kind.name,
+        title="Language model" if whole else "Adapter",
+        how=_WHOLE if whole else _ADAPTER.format(base=base),
+        rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+        settings=settings_yaml,
+    )
+    with new_folder(folder) as temporary:
+        if whole:
+            model.base.model.save_pretrained(temporary)
+            model.base.tokenizer.save_pretrained(temporary)
+        else:
+            _write_peft(model, model.peft_state(), temporary, base)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether ``folder`` holds what `save_adapter` writes."""
+    return (folder / CONFIG).is_file() or (folder / "config.json").is_file()
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:

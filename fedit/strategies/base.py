@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedit import tensors
+from fedit.errors import ConfigError
 from fedit.types import (
     Broadcast,
     ClientInfo,
@@ -25,6 +27,9 @@ class Strategy:
     A subclass is a frozen dataclass whose fields are its hyper-parameters. It overrides
     only what its paper changes. Subclass ``Strategy`` itself, never another algorithm.
     """
+
+    takes_any_tensors: ClassVar[bool] = False
+    """Whether it treats all tensors alike: it may then average whatever is tuned, not LoRA's two factors alone."""
 
     # --- server half ---
 
@@ -86,3 +91,16 @@ class Strategy:
 
     def check(self, training: LocalTraining) -> None:
         """Raise ``ConfigError`` if a setting would make the algorithm wrong."""
+
+
+def refuse_factors_only(strategy: Strategy, tuning: str) -> None:
+    """Make sure that ``strategy`` can average what ``tuning`` trains.
+
+    Raises:
+        ConfigError: it is made for the factors of plain LoRA.
+    """
+    if tuning != "lora" and not strategy.takes_any_tensors:
+        raise ConfigError(
+            f"strategy {type(strategy).__name__} works on LoRA's factors A and B, and tuning={tuning} trains "
+            "other tensors as well; set tuning=lora, or take a strategy that averages any tensors, such as fedit."
+        )

@@ -191,7 +191,7 @@ def test_supervised_tuning_on_preferences_learns_the_chosen_answers(make_config,
 
 
 def test_rows_without_a_rejected_answer_are_refused_by_place(make_config):
-    with pytest.raises(DataError, match=r"of 60 rows have no rejected one \(.*rows.jsonl:1"):
+    with pytest.raises(DataError, match=r"60 of 60 rows have no rejected one \(.*rows.jsonl:1"):
         prepare(make_config(objective="dpo"))
 
 
