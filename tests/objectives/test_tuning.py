@@ -168,7 +168,8 @@ def test_training_and_export_are_those_of_transformers_and_peft(adapted, model_f
     again = plain(model_folder, kind, exported(model, after, tmp_path / "after"), tuning)
     found = {n: p for n, p in again.named_parameters() if p.requires_grad}
     expected = {n: p for n, p in oracle.named_parameters() if p.requires_grad}
-    assert_close(found, expected, 1e-9)
+    # PEFT rounds a prefix to float32 when it loads one.
+    assert_close(found, expected, 1e-7 if tuning == "prefix" else 1e-9)
     assert any(not torch.equal(after[name], start[name]) for name in start)
 
 
