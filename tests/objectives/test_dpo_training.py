@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedit import worker as worker_module
 from fedit.data.pairs import PairRow
 from fedit.errors import ConfigError
 from fedit.gradients import accumulate
-from fedit.launch import run
+from fedit.launch import resume, run
 from fedit.objectives import PreferenceOptimisation, objective_of, reference_gaps, row_sums
 from fedit.seeds import derive
 from fedit.settings import load as load_settings
@@ -327,7 +328,20 @@ def test_a_federation_learns_what_is_preferred(preferences, tmp_path):
     assert after["dpo_loss"] < before["dpo_loss"]
 
 
-def test_stacks_and_a_kept_folder_end_with_the_same_preferences(preferences, tmp_path):
+def test_a_run_that_lost_its_last_round_ends_with_the_same_bits(preferences, tmp_path):
+    config = preferences.model_copy(update={"num_rounds": 2, "local_steps": 2, "eval_every": 1})
+    folder = run(config, tmp_path / "run").folder
+    weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    last = evaluations(run(config, tmp_path / "again"))[-1]
+    (folder / "summary.json").unlink()  # it says that the run is done
+    shutil.rmtree(sorted((folder / "server").glob("round-*"))[-1])
+    shutil.rmtree(folder / "adapter")
+    again = evaluations(resume(folder))[-1]
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+    assert all(again[name] == last[name] for name in ("dpo_loss", "reward_margin", "preference_accuracy", "loss"))
+
+
+def test_stacked_clients_end_with_the_same_preferences(preferences, tmp_path):
     ends = []
     for name, width in (("alone", 1), ("stacked", 3)):
         config = preferences.model_copy(update={"stack_clients": width, "num_rounds": 1, "eval_every": 1})
