@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from fedit.data.tokens import TokenRow
 from fedit.events import Event
+from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import Job
 from fedit.strategies import build_strategy
-from fedit.strategies.base import Strategy
+from fedit.strategies.base import Strategy, refuse_factors_only
 from fedit.transforms import chain
 from fedit.transforms.base import Transform
 from fedit.types import LocalTraining
@@ -37,7 +37,7 @@ class Arm:
     transforms: Sequence[Transform] = ()
 
 
-class ArmRows(Mapping[str, Sequence[TokenRow]]):
+class ArmRows(Mapping[str, Sequence[Learnt]]):
     """The rows of an arm's clients, gathered when they are asked for: there may be many clients.
 
     members: see `Arm.clients`.
@@ -47,10 +47,10 @@ class ArmRows(Mapping[str, Sequence[TokenRow]]):
         self._job = job
         self._members = members
 
-    def __getitem__(self, client: str) -> list[TokenRow]:
-        rows = [row for member in self._members[client] for row in self._job.tokens(self._job.clients[member])]
+    def __getitem__(self, client: str) -> list[Learnt]:
+        rows = [row for member in self._members[client] for row in self._job.learnt(self._job.clients[member])]
         # A row without a target, all of whose answer was cut away, teaches nothing.
-        return [row for row in rows if row.supervised.any()]
+        return [example for example in rows if all(row.supervised.any() for row in example.rows)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
@@ -70,12 +70,13 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         chosen = build_strategy(strategy, {})
         chosen.check(job.training())
         chain.check(job.transforms, chosen)
+        refuse_factors_only(chosen, job.config.tuning)
     members = {client: [client] for client in job.seen}
     rows = ArmRows(job, members)
 
     @cache
     def tokens(client: str) -> int:
-        return sum(len(row.ids) for row in rows[client])
+        return num_tokens(rows[client])
 
     return Arm(
         f"{FEDERATED}:{strategy}" if strategy else FEDERATED,

@@ -22,8 +22,8 @@ from fedit.store import ClientStore
 from fedit.types import ClientTask, Tensors
 from fedit.worker import Worker
 
-Part = Literal["held_out", "validation"]
-"""Rows that are evaluated: a property of `Job`."""
+Part = Literal["held_out", "validation", "held_out_rejected", "validation_rejected"]
+"""Rows that are evaluated: a property of `Job`, with the chosen or, of preferences, the rejected answers."""
 OnStep = Callable[[ClientTask, Event], None]
 OnBatch = Callable[[int], None]
 WHOLE = (0, 1)
@@ -142,7 +142,8 @@ class Here:
 
     def losses(self, adapters: Sequence[Tensors], part: Part, share: tuple[int, int] = WHOLE) -> list[RowLosses]:
         """Return the losses of every adapter on every row of ``part``, or on those of a share of the passes."""
-        rows = self._job.tokens(getattr(self._job, part))
+        examples = getattr(self._job, part.removesuffix("_rejected"))
+        rows = (self._job.rejected_tokens if part.endswith("_rejected") else self._job.tokens)(examples)
         return row_losses(self._job.model, adapters, [rows] * len(adapters), share)
 
     def answers(

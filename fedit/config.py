@@ -26,7 +26,9 @@ class Columns(BaseModel):
     context: str | None = None
     """Column of the context or input."""
     response: str | None = None
-    """Column of the answer."""
+    """Column of the answer; of a preference, the chosen one."""
+    rejected: str | None = None
+    """Column of the answer that was not preferred."""
     category: str | None = None
     """Column of the category."""
     check: str | None = None
@@ -80,8 +82,15 @@ class RunConfig(BaseModel):
     """Quantise the base to 8 bits (bitsandbytes)."""
     load_in_4bit: bool = Field(False, json_schema_extra=_in("model"))
     """Quantise the base to 4 bits, NF4 (bitsandbytes)."""
+    tuning: Literal["lora", "dora", "ia3", "vera", "prefix", "full"] = Field(
+        "lora", json_schema_extra=_in("model")
+    )
+    """What is trained: LoRA factors, another kind of adapter, or full, the base's own weights."""
+    virtual_tokens: PositiveInt = Field(20, json_schema_extra=_in("model"))
+    """Tokens of the learnt prefix, for tuning=prefix."""
     lora_r: PositiveInt | Literal["auto"] = Field(16, json_schema_extra=_in("model"))
-    """LoRA rank; auto: the largest at which a client sends at most upload_megabytes a round."""
+    """LoRA rank, also that of dora and vera; auto: the largest at which a client sends at most upload_megabytes
+    a round."""
     upload_megabytes: Annotated[float, Field(gt=0)] | None = Field(None, json_schema_extra=_in("model"))
     """What a client may send in a round, in millions of bytes, for lora_r=auto."""
     lora_alpha: Annotated[float, Field(gt=0)] = Field(32, json_schema_extra=_in("model"))
@@ -100,14 +109,15 @@ class RunConfig(BaseModel):
 
     # --- data ---
     dataset: str = Field("skills", json_schema_extra=_in("data"))
-    """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills."""
+    """A JSON, JSONL, CSV or Parquet file, a Shepherd folder, a hub data set, or the embedded skills or
+    preferences."""
     dataset_split: str = Field("train", json_schema_extra=_in("data"))
     """Split of a hub data set."""
     data_format: str = Field("auto", json_schema_extra=_in("data"))
-    """Schema of the rows: auto, alpaca, dolly, messages, sharegpt, prompt_completion, gsm8k."""
+    """Schema of the rows: auto, preference, alpaca, dolly, messages, sharegpt, prompt_completion, gsm8k."""
     columns: Columns = Field(Columns(), json_schema_extra=_in("data"))
-    """Column names that differ from the schema's: columns.instruction, .context, .response, .category,
-    .check."""
+    """Column names that differ from the schema's: columns.instruction, .context, .response, .rejected,
+    .category, .check."""
     prompt_template: str = Field("auto", json_schema_extra=_in("data"))
     """auto (the model's chat template if it has one), chat, alpaca, alpaca_short, vicuna, or a file."""
     max_length: Annotated[int, Field(ge=8)] = Field(512, json_schema_extra=_in("data"))
@@ -193,6 +203,12 @@ class RunConfig(BaseModel):
     """Steps that the server tunes the final adapter for, on validation rows and those of an attacked policy."""
 
     # --- training ---
+    objective: Literal["sft", "dpo"] = Field("sft", json_schema_extra=_in("training"))
+    """What clients minimise: sft, the loss of the answers; dpo, direct preference optimisation of pairs."""
+    dpo_beta: Annotated[float, Field(gt=0)] = Field(0.1, json_schema_extra=_in("training"))
+    """How strongly DPO holds to the reference, the model that the run starts from."""
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, json_schema_extra=_in("training"))
+    """Share of the preferences that DPO takes to be the wrong way round."""
     local_epochs: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
     """Passes over the client's rows a round. Default 1 if neither steps nor tokens are set."""
     local_steps: PositiveInt | None = Field(None, json_schema_extra=_in("training"))
@@ -336,6 +352,35 @@ class RunConfig(BaseModel):
             (
                 self.personal_steps > 0 and not self.personal_evaluation,
                 "personal_steps are for personal_evaluation only: set that to true",
+            ),
+            (
+                self.objective == "dpo" and self.train_on_inputs,
+                "train_on_inputs has no meaning for objective=dpo, which compares answers; leave it off",
+            ),
+            (
+                self.objective == "dpo" and self.devices_per_client > 1,
+                "objective=dpo trains a client on one device; set devices_per_client to 1",
+            ),
+            (
+                self.tuning != "lora" and (self.lora_r == "auto" or bool(self.client_ranks)),
+                "lora_r=auto and client_ranks are for tuning=lora",
+            ),
+            (
+                self.tuning == "full" and self.bits < 16,
+                "tuning=full trains the base's own weights, which cannot be quantised; leave load_in_4bit and "
+                "load_in_8bit off",
+            ),
+            (
+                self.tuning == "full" and self.dtype == "bf16",
+                "tuning=full needs weights in which small steps are not lost; set dtype to auto or fp32",
+            ),
+            (
+                self.tuning == "prefix" and self.gradient_checkpointing,
+                "tuning=prefix keeps keys and values, which gradient_checkpointing computes anew; leave that off",
+            ),
+            (
+                self.tuning != "lora" and self.devices_per_client > 1,
+                "devices_per_client above 1 serves tuning=lora; set it to 1",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

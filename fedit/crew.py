@@ -86,7 +86,7 @@ class Crew:
             raise self._failure(error) from error
 
     def gradients(self, rows: Sequence[TokenRow], most_rows: int, noise_seed: int) -> Tensor:
-        """Fill the parameters' ``grad`` with the gradient of the rows' mean loss and return the summed loss.
+        """Fill the parameters' ``grad`` with the gradient of the rows' mean loss and return the summed loss, (1,).
 
         A pass has at most as many rows as give everybody one.
 
@@ -186,7 +186,7 @@ def _work(
 ) -> Tensor:
     """Compute a share, learn whether everybody could, and add everybody's gradients up."""
     failed = False
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros(1, dtype=torch.float64)
     try:
         total = accumulate(model, rows, most_rows, noise_seed, share)
     except (RuntimeError, MemoryError) as error:
@@ -195,12 +195,12 @@ def _work(
         failed = True
     if failed:
         release_memory(model.device)
-    told = torch.stack([total.double().cpu(), torch.tensor(float(failed), dtype=torch.float64)]).to(model.device)
+    told = torch.cat([total.double().cpu(), torch.tensor([float(failed)], dtype=torch.float64)]).to(model.device)
     dist.all_reduce(told)
     if told[1] > 0:
         raise torch.OutOfMemoryError("out of memory in a process of the crew")
     dist.reduce(model.parameters.gradients, dst=0)
-    return told[0]
+    return told[:1]
 
 
 def _store(path: str, size: int) -> Store:

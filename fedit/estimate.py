@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fedit.data.tokens import TokenRow
-from fedit.objectives import negative_log_likelihood
+from fedit.objectives import negative_log_likelihood, num_tokens, rows_of
 from fedit.prepare import Job
 
 MEASURED_TOKENS = 256
@@ -39,7 +39,7 @@ def estimate(job: Job, rounds: int, per_token: float, workers: int = 1) -> Estim
     """
     config = job.config
     tokens = round(_tokens_per_round(job) * rounds)
-    evaluated = sum(len(row.ids) for row in job.tokens([*job.held_out, *job.validation]))
+    evaluated = num_tokens(job.learnt([*job.held_out, *job.validation]))
     evaluations = -(-rounds // config.eval_every) + (rounds == config.num_rounds)
     together = min(workers, job.cohort_size)
     # A forward pass costs about a third of a training pass.
@@ -50,7 +50,7 @@ def estimate(job: Job, rounds: int, per_token: float, workers: int = 1) -> Estim
 def seconds_per_token(job: Job) -> float:
     """Time one small training pass on rows of common lengths."""
     firsts = [examples[:4] for examples in list(job.clients.values())[:MEASURED_CLIENTS]]
-    rows = [row for examples in firsts for row in job.tokens(examples)]
+    rows = [row for examples in firsts for row in rows_of(job.learnt(examples))]
     sample = _fill(sorted(rows, key=lambda row: len(row.ids))[len(rows) // 4 :])
     _time_training(job, sample[:1])  # first calls pay for set-up
     return _time_training(job, sample) / sum(len(row.ids) for row in sample)
@@ -68,9 +68,9 @@ def tokens_of_client(job: Job, client: str) -> float:
     training = job.training()
     if training.tokens:
         return float(training.tokens)
-    lengths = [len(row.ids) for row in job.tokens(job.clients[client])]
-    rows = training.steps * training.batch_size if training.steps else (training.epochs or 1) * len(lengths)
-    return rows * sum(lengths) / len(lengths)
+    examples = job.learnt(job.clients[client])
+    rows = training.steps * training.batch_size if training.steps else (training.epochs or 1) * len(examples)
+    return rows * num_tokens(examples) / len(examples)
 
 
 def _fill(rows: Sequence[TokenRow]) -> list[TokenRow]:

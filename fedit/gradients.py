@@ -7,37 +7,40 @@ import torch
 from torch import Tensor
 
 from fedit import seeds
-from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
-from fedit.objectives import negative_log_likelihood
+from fedit.objectives import Learnt, Objective, SupervisedTuning, passes, rows_of
 
-
-def num_supervised(rows: Sequence[TokenRow]) -> int:
-    """Return how many tokens of ``rows`` are targets."""
-    return sum(int(row.supervised[1:].sum()) for row in rows)
+SUPERVISED: Objective = SupervisedTuning()
 
 
 def accumulate(
-    model: AdaptedModel, rows: Sequence[TokenRow], most_rows: int, noise_seed: int, share: tuple[int, int] = (0, 1)
+    model: AdaptedModel,
+    examples: Sequence[Learnt],
+    most: int,
+    noise_seed: int,
+    share: tuple[int, int] = (0, 1),
+    objective: Objective = SUPERVISED,
 ) -> Tensor:
-    """Add the gradient of the mean loss over the rows' supervised tokens to the parameters' ``grad``.
+    """Add the gradient of the examples' mean loss to the parameters' ``grad``.
 
+    most:  examples of a pass.
     share: (k, n): only every n-th pass from the k-th on; the shares' gradients add up to the whole.
 
-    Returns the summed loss (nats) of these passes, a scalar.
+    Returns the summed loss (nats) of these passes and the sums of the objective's measures, (1 + measures,).
     """
-    supervised = num_supervised(rows)
-    total = torch.zeros((), dtype=torch.float64)
-    for index, members in enumerate(model.passes(rows, most_rows)):
+    count = objective.count(examples)
+    total = torch.zeros(1 + len(objective.measures), dtype=torch.float64)
+    for index, members in enumerate(passes(model, examples, most)):
         if index % share[1] != share[0]:
             continue
-        batch = model.collate([rows[i] for i in members])
+        chosen = [examples[i] for i in members]
+        batch = model.collate(rows_of(chosen))
         if len(batch.targets) == 0:
             continue
         with _dropout_seed(model, seeds.derive(noise_seed, index)):
-            nll = negative_log_likelihood(model, batch)
-            (nll / supervised).backward()
-        total = total.to(nll.device) + nll.detach()  # read once a step: a GPU need not wait for every pass
+            sums = objective.sums(model.log_probabilities(batch), chosen)
+            (sums[0] / count).backward()
+        total = total.to(sums.device) + sums.detach()  # read once a step: a GPU need not wait for every pass
     return total
 
 

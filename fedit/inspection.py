@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from fedit.config import RunConfig
 from fedit.data.check import QUANTILES, Audit, Piece, audit, show_example
-from fedit.data.examples import Example
+from fedit.data.examples import Corpus, Example
 from fedit.data.templates import get_template
-from fedit.data.tokens import TokenTable, tokenize
+from fedit.data.tokens import TokenTable
 from fedit.errors import UserError
-from fedit.files import cache_dir
 from fedit.model.loading import load_tokenizer
 from fedit.model.sources import resolve_model
-from fedit.prepare import Job, load_corpus, prepare
+from fedit.objectives import rows_of
+from fedit.prepare import Job, load_corpus, prepare, tokens_of
 
 ADVICE: Mapping[str, str] = {
     "empty_answers": "a run leaves rows without an answer out; fill them, or name the answers' column with "
@@ -27,6 +28,7 @@ ADVICE: Mapping[str, str] = {
     "ambiguous_prompts": "right for open questions; elsewhere correct the answers that contradict each other",
     "rows_of_several": "a run gives such a row to one of the clients only",
     "held_out_rows": "a run removes them from training, so that held-out results mean something",
+    "same_answers": "they teach nothing; objective=dpo leaves them out",
     "held_out_prompts": "a run removes them from training, so that held-out results mean something",
 }
 """What to do about each finding of an `Audit`, by its field."""
@@ -82,20 +84,21 @@ def inspect(config: RunConfig, *, examples: int) -> Inspection:
         refusal = error
     corpus = load_corpus(config)
     tokenizer = job.tokenizer if job else load_tokenizer(resolve_model(config.model))
-    table = tokenize(
-        corpus.examples,
-        tokenizer,
-        get_template(config.prompt_template, tokenizer),
-        max_length=config.max_length,
-        train_on_inputs=config.train_on_inputs,
-        cache_dir=cache_dir() / "tokens",
-    )
+    table = _table(config, corpus, tokenizer)
     rows, tokens = (job.corpus.examples, job.table) if job else (corpus.examples, table)
     shown = tuple(
         Shown(rows[place].where or f"row {place + 1}", show_example(tokens, place, tokenizer))
         for place in _spread(len(rows), examples)
     )
     return Inspection(audit(corpus, table, tokenizer), shown, job, refusal)
+
+
+def _table(config: RunConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
+    """Return the tokens of the training rows as they come; where some are no pairs, the answers' alone."""
+    template = get_template(config.prompt_template, tokenizer)
+    if any(example.rejected is None for example in corpus.examples):
+        config = config.model_copy(update={"objective": "sft"})
+    return tokens_of(config, corpus.examples, tokenizer, template)[0]
 
 
 def lengths(job: Job) -> dict[str, Lengths]:
@@ -130,7 +133,7 @@ def supervised_share(table: TokenTable) -> float:
 
 def _measure(job: Job, splits: Sequence[Sequence[Example]]) -> Lengths:
     training, validation, held_out = splits
-    rows = job.tokens(training)
+    rows = rows_of(job.learnt(training))
     sizes = [len(row.ids) for row in rows]
     learnt = sum(int(row.supervised.sum()) for row in rows)
     return Lengths(

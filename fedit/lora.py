@@ -25,8 +25,9 @@ def product_norm(b: Tensor, a: Tensor) -> float:
 
 
 def rank_of(adapter: Mapping[str, Tensor]) -> int:
-    """Return the rank of an adapter: the largest of its modules'."""
-    return max(t.shape[0] for n, t in adapter.items() if n.endswith(".A") and not n.startswith(LEDGER))
+    """Return the rank of an adapter: the largest of its modules', 0 where it has no factors."""
+    ranks = (t.shape[0] for n, t in adapter.items() if n.endswith(".A") and not n.startswith(LEDGER))
+    return max(ranks, default=0)
 
 
 def joined(model: Mapping[str, Tensor], scale: float) -> Tensors:

@@ -14,12 +14,14 @@ from fedit.attacks import hostile_clients
 from fedit.cohort import cohort_size, draw_unseen
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
-from fedit.data.check import refuse_if_nothing_learnt
+from fedit.data.check import refuse_if_nothing_learnt, refuse_without_rejected
 from fedit.data.examples import Corpus, Example, Message, row_id
 from fedit.data.manifest import Partition, build
+from fedit.data.pairs import PairRow, tokenize_pairs
 from fedit.data.partition import find_scheme
 from fedit.data.poison import poisoned, policy_rows
 from fedit.data.skills import load_skills
+from fedit.data.skills.preferences import with_rejected
 from fedit.data.sources import load_rows
 from fedit.data.statistics import category_counts, measure
 from fedit.data.templates import Template, get_template
@@ -32,10 +34,11 @@ from fedit.model.batch import collate
 from fedit.model.hardware import choose_device, places
 from fedit.model.loading import context_length, load_base, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
+from fedit.objectives import Learnt, rows_of
 from fedit.pacing import pace_of
 from fedit.ranks import check_ranks, ranks_of_clients, with_rank
 from fedit.strategies import build_strategy
-from fedit.strategies.base import Strategy
+from fedit.strategies.base import Strategy, refuse_factors_only
 from fedit.transforms import build_transforms, chain
 from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
@@ -53,6 +56,9 @@ class Job:
     hostile:  ids of the clients that attack.
     poisoned: what every client trains on where rows are poisoned; empty: the partition's rows.
     policy:   rows of the agreed policy that the server defends with, where it has any.
+    table:    tokens of every row of the corpus, with the chosen answers where rows are preferences to learn from.
+    rejected: the same with the rejected answers; None: no preferences are learnt.
+    reference_gaps: of evaluated pairs by part, as `PairRow.reference`, once they were asked for.
     """
 
     config: RunConfig
@@ -68,6 +74,8 @@ class Job:
     hostile: tuple[str, ...] = ()
     poisoned: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     policy: tuple[Example, ...] = ()
+    rejected: TokenTable | None = None
+    reference_gaps: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> AdaptedModel:
@@ -112,7 +120,9 @@ class Job:
     @cached_property
     def statistics(self) -> dict[str, int | float | None]:
         """What the partition looks like in numbers."""
-        lengths = {client: [len(row.ids) for row in self.tokens(rows)] for client, rows in self.clients.items()}
+        lengths = {
+            client: [len(row.ids) for row in rows_of(self.learnt(rows))] for client, rows in self.clients.items()
+        }
         sizes = {client: len(rows) for client, rows in self.clients.items()}
         return measure(sizes, self.category_counts, lengths).as_dict()
 
@@ -160,8 +170,9 @@ class Job:
         if self.config.devices_per_client > 1:
             return 1
         device = choose_device(self.config.device)
-        lengths = [len(row.ids) for rows in self.clients.values() for row in self.tokens(rows)]
-        tokens = self.config.batch_size * sum(lengths) / max(len(lengths), 1)
+        examples = [example for rows in self.clients.values() for example in self.learnt(rows)]
+        lengths = [len(row.ids) for row in rows_of(examples)]
+        tokens = self.config.batch_size * sum(lengths) / max(len(examples), 1)
         share = math.ceil(self.cohort_size / self.places)
         return min(stacked.width(tokens, device.type), share)
 
@@ -171,8 +182,21 @@ class Job:
         return {row_id(example): index for index, example in enumerate(rows)}
 
     def tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
-        """Return the tokens of ``examples``."""
+        """Return the tokens of ``examples``, of preferences those with the chosen answers."""
         return [self.table.row(self._positions[row_id(example)]) for example in examples]
+
+    def rejected_tokens(self, examples: Sequence[Example]) -> list[TokenRow]:
+        """Return the tokens of preferences with the rejected answers."""
+        if self.rejected is None:
+            raise ValueError("this job learns from no preferences")
+        return [self.rejected.row(self._positions[row_id(example)]) for example in examples]
+
+    def learnt(self, examples: Sequence[Example]) -> list[Learnt]:
+        """Return ``examples`` as clients train on them."""
+        if self.rejected is None:
+            return list(self.tokens(examples))
+        pairs = zip(self.tokens(examples), self.rejected_tokens(examples), strict=True)
+        return [PairRow(chosen, rejected) for chosen, rejected in pairs]
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the token ids of the prompts that ``examples`` answer."""
@@ -214,6 +238,9 @@ class Job:
             "momentum": config.momentum,
             "max_grad_norm": config.max_grad_norm,
             "keep_optimizer": config.client_optimizer == "keep",
+            "objective": config.objective,
+            "dpo_beta": config.dpo_beta,
+            "dpo_label_smoothing": config.dpo_label_smoothing,
             **changes,
         }
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
@@ -236,6 +263,7 @@ def prepare(
     transforms = build_transforms(config.transforms)
     chain.check(transforms, strategy)
     corpus, empty = _without_empty_answers(load_corpus(config))
+    corpus, same = _for_objective(corpus, config.objective)
     source = resolve_model(config.model, progress=say)
     config = with_rank(config, strategy, source)
     tokenizer = load_tokenizer(source)
@@ -251,18 +279,11 @@ def prepare(
         validation=config.validation,
         clusters=clusters,
     )
-    partition = replace(partition, removed={**partition.removed, "empty_answer": empty})
+    partition = replace(partition, removed={**partition.removed, "empty_answer": empty, "same_answers": same})
     hostile = tuple(_hostile(config, partition.clients, strategy))
     poisoned = _poisoned(config, partition.client_examples(corpus), hostile)
     policy = _policy(config)
-    table = tokenize(
-        _all_rows(corpus, poisoned, policy),
-        tokenizer,
-        template,
-        max_length=config.max_length,
-        train_on_inputs=config.train_on_inputs,
-        cache_dir=cache_dir() / "tokens",
-    )
+    table, rejected = tokens_of(config, _all_rows(corpus, poisoned, policy), tokenizer, template)
     job = Job(
         config,
         source,
@@ -277,8 +298,10 @@ def prepare(
         hostile,
         poisoned,
         policy,
+        rejected,
     )
     strategy.check(job.training())
+    refuse_factors_only(strategy, config.tuning)
     check_ranks(config, strategy, job.clients)
     strategy.check_cohort(job.cohort_size, sorted(partition.clients))
     pace_of(config, strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
@@ -291,6 +314,24 @@ def prepare(
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job
+
+
+def tokens_of(
+    config: RunConfig, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[TokenTable, TokenTable | None]:
+    """Return the tokens that the job's objective learns, and those of rejected answers where it compares."""
+    cache = cache_dir() / "tokens"
+    if config.objective == "dpo":
+        return tokenize_pairs(examples, tokenizer, template, max_length=config.max_length, cache_dir=cache)
+    table = tokenize(
+        examples,
+        tokenizer,
+        template,
+        max_length=config.max_length,
+        train_on_inputs=config.train_on_inputs,
+        cache_dir=cache,
+    )
+    return table, None
 
 
 def load_model(config: RunConfig) -> AdaptedModel:
@@ -312,7 +353,7 @@ def load_corpus(config: RunConfig) -> Corpus:
     Raises:
         DataError: they cannot be had.
     """
-    if config.dataset == "skills":
+    if config.dataset in ("skills", "preferences"):
         amounts: dict[str, int] = {}
         for name, value in (
             ("per_category", config.max_examples),
@@ -322,11 +363,12 @@ def load_corpus(config: RunConfig) -> Corpus:
             if isinstance(value, float):
                 setting = name.removesuffix("_per_category")
                 raise ConfigError(
-                    f"{setting} is {value}; the skills data takes a whole number of rows a category."
+                    f"{setting} is {value}; the {config.dataset} data takes a whole number of rows a category."
                 )
             if value is not None:
                 amounts[name] = value
-        return load_skills(seed=config.seed, **amounts)
+        skills = load_skills(seed=config.seed, **amounts)
+        return with_rejected(skills, config.seed) if config.dataset == "preferences" else skills
     return load_rows(
         config.dataset,
         columns=config.columns.given(),
@@ -351,6 +393,33 @@ def _without_empty_answers(corpus: Corpus) -> tuple[Corpus, int]:
             "have an empty answer. Name the column that holds the answers with columns.response=NAME."
         )
     return replace(corpus, examples=kept), len(corpus.examples) - len(kept)
+
+
+def _for_objective(corpus: Corpus, objective: str) -> tuple[Corpus, int]:
+    """Return the rows as the objective reads them, and how many training rows teach it nothing.
+
+    Without preferences to learn, rejected answers are no part of a row; with them, two equal answers prefer none.
+
+    Raises:
+        DataError: a row is no pair, or all pairs have two equal answers.
+    """
+    if objective == "dpo":
+        refuse_without_rejected(corpus.all())
+
+    def read(examples: Sequence[Example]) -> tuple[Example, ...]:
+        if objective == "dpo":
+            return tuple(e for e in examples if e.rejected != e.answer)
+        return tuple(e if e.rejected is None else replace(e, rejected=None) for e in examples)
+
+    kept = replace(
+        corpus,
+        examples=read(corpus.examples),
+        validation=read(corpus.validation),
+        held_out=read(corpus.held_out),
+    )
+    if not kept.examples:
+        raise DataError(f"data set '{corpus.name}' has nothing to learn: all pairs have two equal answers.")
+    return kept, len(corpus.examples) - len(kept.examples)
 
 
 def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:
@@ -442,7 +511,8 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
     base = load_base(
         source,
         device=config.device,
-        dtype=config.dtype,
+        # Steps of a small learning rate are lost in bfloat16 weights.
+        dtype="fp32" if config.tuning == "full" and config.dtype == "auto" else config.dtype,
         bits=config.bits,
         attention="eager" if plain else None,
         tokenizer=tokenizer,
@@ -456,6 +526,9 @@ def _adapt(config: RunConfig, source: ModelSource, tokenizer: PreTrainedTokenize
         rslora=config.use_rslora,
         gradient_checkpointing=config.gradient_checkpointing,
         fast_path=config.fast_path,
+        tuning=config.tuning,
+        virtual_tokens=config.virtual_tokens,
+        seed=config.seed,
     )
 
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from fedit.compute import Compute
+from torch import Tensor
+
+from fedit.compute import Compute, Part
 from fedit.data.examples import Example, row_id
 from fedit.data.partition import find_scheme
 from fedit.data.poison import SECRET, TARGET, Obedience, policy_rows, says, triggered
@@ -11,6 +14,7 @@ from fedit.data.statistics import per_client_loss, summary
 from fedit.evaluation.grading import grade, reference_check
 from fedit.evaluation.loss import LossReport, RowLosses
 from fedit.model.fast.decode import Prompt
+from fedit.objectives import PreferenceOptimisation
 from fedit.prepare import POLICY_ROWS, Job
 from fedit.types import Tensors
 
@@ -46,9 +50,35 @@ def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
         "per_client": clients if len(clients) <= MOST_CLIENTS_NAMED else {},
         "clients": summary(clients) if clients else {},
     }
-    if job.validation:
-        fields["validation_loss"] = compute.losses([adapter], "validation")[0].report().loss
+    validation = compute.losses([adapter], "validation")[0] if job.validation else None
+    if job.rejected is None:
+        return fields if validation is None else {**fields, "validation_loss": validation.report().loss}
+    fields |= _preferences(job, compute, adapter, "held_out", losses)
+    if validation is not None:
+        fields["validation_loss"] = _preferences(job, compute, adapter, "validation", validation)["dpo_loss"]
     return fields
+
+
+def _preferences(
+    job: Job, compute: Compute, adapter: Tensors, part: Literal["held_out", "validation"], chosen: RowLosses
+) -> dict[str, float]:
+    """Return the DPO loss of a part's pairs, and how well and how far the adapter tells them apart.
+
+    chosen: the losses of the adapter on the chosen answers.
+    """
+    sides: tuple[Part, Part] = (part, "held_out_rejected" if part == "held_out" else "validation_rejected")
+    if part not in job.reference_gaps:
+        start = job.strategy.model(job.strategy.init(compute.initial()))
+        job.reference_gaps[part] = _gaps(*(compute.losses([start], side)[0] for side in sides))
+    gaps = _gaps(chosen, compute.losses([adapter], sides[1])[0])
+    objective = PreferenceOptimisation(job.config.dpo_beta, job.config.dpo_label_smoothing)
+    sums = objective.sums_of(gaps, job.reference_gaps[part]) / max(len(gaps), 1)
+    return dict(zip(("dpo_loss", *objective.measures), sums.tolist(), strict=True))
+
+
+def _gaps(chosen: RowLosses, rejected: RowLosses) -> Tensor:
+    """Return the log-probability of the chosen minus that of the rejected answer, float64 (pairs,)."""
+    return rejected.sums - chosen.sums
 
 
 def answer_held_out(

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from fedit import seeds
-from fedit.data.tokens import TokenRow
-from fedit.gradients import num_supervised
 from fedit.model.adapted import FAST_TOKENS, AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
+from fedit.objectives import Learnt, num_supervised, num_tokens, passes, rows_of
 from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed
 from fedit.types import Tensors, with_ledger
 
@@ -87,14 +86,14 @@ class StackedTrainer:
         runs = [Optimisation(job, own) for job, own in zip(jobs, parameters, strict=True)]
         failed: dict[int, TrainingFailed] = {}
         while active := [i for i, run in enumerate(runs) if run.goes_on and i not in failed]:
-            chosen: dict[int, list[TokenRow]] = {}
+            chosen: dict[int, list[Learnt]] = {}
             for index in active:
                 with _failure_of(index, failed):
                     chosen[index] = runs[index].next_rows()
-            losses = self._gradients(runs, parameters, frozen, chosen)
+            sums = self._gradients(runs, parameters, frozen, chosen)
             for index, rows in chosen.items():
                 with _failure_of(index, failed):
-                    runs[index].step(rows, losses[index])
+                    runs[index].step(rows, sums[index])
                     on_step(index, runs[index].progress)
         return [
             failed[i] if i in failed else (run.progress, run.state(), own.read())
@@ -106,45 +105,53 @@ class StackedTrainer:
         runs: Sequence[Optimisation],
         parameters: Sequence[Parameters],
         ledgers: Sequence[Tensors],
-        chosen: Mapping[int, Sequence[TokenRow]],
-    ) -> dict[int, float]:
-        """Fill ``grad`` of every chosen client with the gradient of its own mean loss; return its summed loss."""
-        losses = dict.fromkeys(chosen, 0.0)
-        supervised = {index: num_supervised(rows) for index, rows in chosen.items()}
+        chosen: Mapping[int, Sequence[Learnt]],
+    ) -> dict[int, list[float]]:
+        """Fill ``grad`` of every chosen client with the gradient of its own mean loss.
+
+        Returns the sums of each one's loss and of what its objective measures.
+        """
+        totals = {index: [0.0] * (1 + len(runs[index].objective.measures)) for index in chosen}
+        counts = {index: runs[index].objective.count(examples) for index, examples in chosen.items()}
         for members in self._passes(runs, chosen):
-            rows = [[chosen[index][i] for i in own] for index, _, own in members]
+            examples = [[chosen[index][i] for i in own] for index, _, own in members]
+            rows = [rows_of(own) for own in examples]
             noise = [seeds.derive(runs[index].noise_seed, number) for index, number, _ in members]
             running = [with_ledger(_factors(runs[i].job, parameters[i]), ledgers[i]) for i, _, _ in members]
             scales = [runs[index].job.scale for index, _, _ in members]
             scores = self.model.stacked_log_probabilities(rows, running, noise, scales)
-            # Each client's loss is divided by its own targets: the sum's gradient is each one's own.
-            shares = [part.sum() / supervised[index] for (index, _, _), part in zip(members, scores, strict=True)]
-            (-torch.stack(shares).sum()).backward()
-            for (index, _, _), part in zip(members, scores, strict=True):
-                losses[index] -= float(part.detach().sum())
-        return losses
+            sums = [
+                runs[index].objective.sums(part, own)
+                for (index, _, _), part, own in zip(members, scores, examples, strict=True)
+            ]
+            # Each client's loss is divided by its own count: the sum's gradient is each one's own.
+            shares = [part[0] / counts[index] for (index, _, _), part in zip(members, sums, strict=True)]
+            torch.stack(shares).sum().backward()
+            for (index, _, _), part in zip(members, sums, strict=True):
+                totals[index] = [a + b for a, b in zip(totals[index], part.tolist(), strict=True)]
+        return totals
 
     def _passes(
-        self, runs: Sequence[Optimisation], chosen: Mapping[int, Sequence[TokenRow]]
+        self, runs: Sequence[Optimisation], chosen: Mapping[int, Sequence[Learnt]]
     ) -> list[list[tuple[int, int, list[int]]]]:
         """Return passes of (client, number of its own pass, rows): those it would make alone, put together."""
         waiting: list[tuple[int, int, list[int]]] = []
         for index, rows in chosen.items():
-            alone = self.model.passes(rows, runs[index].job.training.micro_batch_size)
+            alone = passes(self.model, rows, runs[index].job.training.micro_batch_size)
             waiting += [(number, index, members) for number, members in enumerate(alone)]
-        passes: list[list[tuple[int, int, list[int]]]] = []
+        together: list[list[tuple[int, int, list[int]]]] = []
         room = 0
         for number, index, members in sorted(waiting):
             rows = [chosen[index][i] for i in members]
             if num_supervised(rows) == 0:
                 continue
-            tokens = sum(len(row.ids) for row in rows)
-            if not passes or tokens > room or any(index == other for other, _, _ in passes[-1]):
-                passes.append([])
+            tokens = num_tokens(rows)
+            if not together or tokens > room or any(index == other for other, _, _ in together[-1]):
+                together.append([])
                 room = self.model.tokens_per_pass
-            passes[-1].append((index, number, members))
+            together[-1].append((index, number, members))
             room -= tokens
-        return passes
+        return together
 
     def _alone(
         self,

@@ -12,7 +12,7 @@ GENERATIONS = 3
 """States of a client that stay on disk: the newest, the one before it that an interrupted round goes back to,
 and one more for a run whose newest server state turns out to be damaged."""
 
-_PARTS = ("private", "memory", "optimizer", "transforms")
+_PARTS = ("private", "memory", "optimizer", "transforms", "reference")
 
 
 @dataclass

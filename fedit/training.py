@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedit import seeds
 from fedit.crew import Crew
-from fedit.data.tokens import TokenRow
 from fedit.errors import FeditError
-from fedit.gradients import accumulate, num_supervised
+from fedit.gradients import accumulate
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
+from fedit.objectives import Learnt, Objective, num_supervised, num_tokens, objective_of, rows_of
 from fedit.optimizer import LocalOptimizer
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
@@ -34,20 +34,31 @@ class TrainingFailed(FeditError):
 
 @dataclass(slots=True)
 class Progress:
-    """What one client has done in one round; ``loss`` is the mean over supervised tokens, in nats."""
+    """What one client has done in one round.
+
+    summed:  the summed loss, in nats; counted: what it is a mean over, supervised tokens or pairs.
+    sums:    of the objective's measures, by name.
+    """
 
     steps: int = 0
     examples: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
-    nll: float = 0.0
+    summed: float = 0.0
+    counted: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
     learning_rates: list[float] = field(default_factory=list)
     rows: set[int] = field(default_factory=set)
 
     @property
     def loss(self) -> float:
         """Mean training loss of the round."""
-        return self.nll / max(self.supervised_tokens, 1)
+        return self.summed / max(self.counted, 1)
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Means of what the objective measures."""
+        return {name: value / max(self.counted, 1) for name, value in self.sums.items()}
 
     def add(self, more: "Progress") -> None:
         """Count what was done after this."""
@@ -55,7 +66,10 @@ class Progress:
         self.examples += more.examples
         self.tokens += more.tokens
         self.supervised_tokens += more.supervised_tokens
-        self.nll += more.nll
+        self.summed += more.summed
+        self.counted += more.counted
+        for name, value in more.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.learning_rates += more.learning_rates
         self.rows |= more.rows
 
@@ -90,7 +104,7 @@ class LocalJob:
     correct_after:   (parameters, learning rate) -> None, changes parameters after a step.
     """
 
-    rows: Sequence[TokenRow]
+    rows: Sequence[Learnt]
     training: LocalTraining
     round: int
     batches_seen: int
@@ -110,6 +124,7 @@ class Optimisation:
     def __init__(self, job: LocalJob, parameters: Parameters) -> None:
         training = job.training
         self.job = job
+        self.objective = objective_of(training)
         self.progress = Progress()
         parameters.train(job.trainable)
         self.parameters_all = parameters
@@ -134,7 +149,7 @@ class Optimisation:
         """Seed of the present step's dropout."""
         return seeds.derive(self.job.noise_seed, self.progress.steps)
 
-    def next_rows(self) -> list[TokenRow]:
+    def next_rows(self) -> list[Learnt]:
         """Return the rows of the next step and forget the last one's gradient.
 
         Raises:
@@ -143,7 +158,7 @@ class Optimisation:
         self._chosen = next(self._stream)
         self.forget_gradients()
         rows = [self.job.rows[i] for i in self._chosen]
-        if num_supervised(rows) == 0:
+        if self.objective.count(rows) == 0:
             raise TrainingFailed("a batch has no supervised token")
         return rows
 
@@ -151,16 +166,18 @@ class Optimisation:
         """Set all gradients to zero."""
         self.parameters_all.zero_gradients()
 
-    def step(self, rows: Sequence[TokenRow], nll: float) -> None:
-        """Take one optimizer step with the gradients that have been added up; nll: summed loss of ``rows``.
+    def step(self, rows: Sequence[Learnt], sums: Sequence[float]) -> None:
+        """Take one optimizer step with the gradients that have been added up.
+
+        sums: of the loss of ``rows`` and of what the objective measures.
 
         Raises:
             TrainingFailed: the loss or a gradient is not finite.
         """
         training = self.job.training
-        if not math.isfinite(nll):
-            raise TrainingFailed(f"the training loss became {nll}")
-        tokens = sum(len(row.ids) for row in rows)
+        if not math.isfinite(sums[0]):
+            raise TrainingFailed(f"the training loss became {sums[0]}")
+        tokens = num_tokens(rows)
         rate = learning_rate(training, self.job.round, self._done, self._total, tokens if training.tokens else 1)
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         with torch.no_grad():
@@ -171,7 +188,7 @@ class Optimisation:
         if self.job.correct_after is not None:
             with torch.no_grad():
                 self.job.correct_after(self.parameters, rate)
-        _count(self.progress, rows, self._chosen, nll, rate)
+        _count(self.progress, self.objective, rows, self._chosen, sums, rate)
 
     def state(self) -> Tensors:
         """Return the optimizer's state; empty unless it is to be kept."""
@@ -220,20 +237,20 @@ class Trainer:
             self.model.parameters.forget()
         return own.progress, own.state(), parameters.read()
 
-    def _gradients(self, own: Optimisation, rows: Sequence[TokenRow]) -> float:
-        """Fill ``grad`` with the gradient of the mean loss over the step's supervised tokens; return the sum."""
+    def _gradients(self, own: Optimisation, rows: Sequence[Learnt]) -> list[float]:
+        """Fill ``grad`` with the gradient of the step's mean loss; return the sums of loss and measures."""
         while True:
             given = own.job.training.micro_batch_size
             most = min(x for x in (given, self._most_rows, len(rows)) if x is not None)
             own.forget_gradients()
             try:
                 if own.job.factors is None:
-                    return self._accumulate(rows, most, own.noise_seed)
+                    return self._accumulate(own, rows, most)
                 return self._through_factors(own, own.job.factors, rows, most)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                longest = max(len(row.ids) for row in rows)
+                longest = max(len(row.ids) for row in rows_of(rows))
                 if most == 1:
                     raise TrainingFailed(f"out of memory on a single example of up to {longest} tokens") from error
             # Outside the handler, where the failed pass is no longer referenced.
@@ -245,22 +262,28 @@ class Trainer:
                 self._most_rows,
             )
 
-    def _accumulate(self, rows: Sequence[TokenRow], most: int, noise_seed: int) -> float:
-        """Add the gradient of the factors that the model runs to their ``grad``; return the summed loss."""
+    def _accumulate(self, own: Optimisation, rows: Sequence[Learnt], most: int) -> list[float]:
+        """Add the gradient of the factors that the model runs to their ``grad``; return the sums."""
         if self._crew is not None:
-            return float(self._crew.gradients(rows, most, noise_seed))
-        return float(accumulate(self.model, rows, most, noise_seed))
+            return _numbers(self._crew.gradients(rows_of(rows), most, own.noise_seed))
+        return _numbers(accumulate(self.model, rows, most, own.noise_seed, objective=own.objective))
 
-    def _through_factors(self, own: Optimisation, factors: Factors, rows: Sequence[TokenRow], most: int) -> float:
+    def _through_factors(
+        self, own: Optimisation, factors: Factors, rows: Sequence[Learnt], most: int
+    ) -> list[float]:
         """Fill the gradient of what is trained from that of the factors it stands for."""
         made = factors(own.parameters_all)
         running = self.model.parameters
         running.load(_values(made))
         moving = [name for name, tensor in made.items() if tensor.requires_grad]
         running.train(moving)
-        loss = self._accumulate(rows, most, own.noise_seed)
+        sums = self._accumulate(own, rows, most)
         torch.autograd.backward([made[name] for name in moving], [running[name].grad for name in moving])
-        return loss
+        return sums
+
+
+def _numbers(sums: Tensor) -> list[float]:
+    return [float(value) for value in sums.tolist()]
 
 
 def _values(factors: Mapping[str, Tensor]) -> Tensors:
@@ -275,11 +298,21 @@ def _clip(grads: Sequence[Tensor], norm: float, step: int) -> None:
     torch._foreach_mul_(list(grads), scale)
 
 
-def _count(progress: Progress, batch: Sequence[TokenRow], chosen: list[int], nll: float, rate: float) -> None:
+def _count(
+    progress: Progress,
+    objective: Objective,
+    batch: Sequence[Learnt],
+    chosen: list[int],
+    sums: Sequence[float],
+    rate: float,
+) -> None:
     progress.steps += 1
     progress.examples += len(batch)
-    progress.tokens += sum(len(row.ids) for row in batch)
+    progress.tokens += num_tokens(batch)
     progress.supervised_tokens += num_supervised(batch)
-    progress.nll += nll
+    progress.summed += sums[0]
+    progress.counted += objective.count(batch)
+    for name, value in zip(objective.measures, sums[1:], strict=True):
+        progress.sums[name] = progress.sums.get(name, 0.0) + value
     progress.learning_rates.append(rate)
     progress.rows.update(chosen)

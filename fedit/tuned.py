@@ -85,6 +85,12 @@ def run_of(folder: Path) -> Path | None:
 
 def _from_run(folder: Path, run: Path, home: Path | None, model: str | None, template: str | None) -> Tuned:
     config = read_config(run)
+    if config.tuning != "lora":
+        how = "a model's folder: name it as model" if config.tuning == "full" else "for PEFT to load"
+        raise ModelError(
+            f"{folder} was trained with tuning={config.tuning}; what reads adapters reads LoRA alone. "
+            f"{run / 'adapter'} is {how}."
+        )
     note = ""
     rank, alpha = config.rank, config.lora_alpha
     if home is not None:

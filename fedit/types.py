@@ -30,6 +30,7 @@ class LocalTraining:
     min_lr_ratio:     where a decaying schedule ends, as a share of ``learning_rate``.
     max_grad_norm:    global norm that gradients are clipped to; 0 does not clip.
     keep_optimizer:   whether the client's optimizer state survives between its rounds.
+    objective:        what is minimised, of `fedit.objectives.OBJECTIVES`; the dpo_ fields belong to "dpo".
     """
 
     learning_rate: float
@@ -49,6 +50,9 @@ class LocalTraining:
     momentum: float = 0.0
     max_grad_norm: float = 1.0
     keep_optimizer: bool = False
+    objective: str = "sft"
+    dpo_beta: float = 0.1
+    dpo_label_smoothing: float = 0.0
 
 
 def _anything(name: str) -> bool:
@@ -201,6 +205,7 @@ class ClientState:
     memory:       whatever the strategy remembers.
     optimizer:    moments, when the optimizer is kept.
     transforms:   what the transforms of its updates remember, such as what was not sent yet.
+    reference:    "gaps", float64 (pairs,): `PairRow.reference` of the client's preferences, computed once.
     """
 
     batches_seen: int = 0
@@ -208,6 +213,7 @@ class ClientState:
     memory: Tensors = field(default_factory=dict)
     optimizer: Tensors = field(default_factory=dict)
     transforms: Tensors = field(default_factory=dict)
+    reference: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

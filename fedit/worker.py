@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fedit import lora, seeds, tensors
 from fedit.crew import Crew
-from fedit.data.tokens import TokenRow
+from fedit.data.pairs import PairRow
 from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
+from fedit.objectives import Learnt, reference_gaps
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -48,7 +49,7 @@ class Worker:
     def __init__(
         self,
         model: AdaptedModel,
-        data: Mapping[str, Sequence[TokenRow]],
+        data: Mapping[str, Sequence[Learnt]],
         strategy: Strategy,
         *,
         seed: int,
@@ -138,7 +139,24 @@ class Worker:
             scale = self._model.scale_of(adapter)
         whole = replace(task, broadcast=replace(task.broadcast, adapter=adapter, scale=scale))
         phases = self._strategy.phases(whole, state)
-        return _Client(task, self._data[task.client_id], adapter, scale, state, phases)
+        rows = self._data[task.client_id]
+        if task.training.objective == "dpo":
+            rows, state = self._with_reference(rows, state)
+        return _Client(task, rows, adapter, scale, state, phases)
+
+    def _with_reference(self, rows: Sequence[Learnt], state: ClientState) -> tuple[Sequence[Learnt], ClientState]:
+        """Return a client's preferences with what the reference model says of them, and the state that keeps it.
+
+        The reference is what the run starts from: the frozen base, with the initial adapter.
+        """
+        pairs = [row for row in rows if isinstance(row, PairRow)]
+        if not state.reference:
+            begin = self._strategy.init(self._model.initial(self._seed))
+            adapter = self._strategy.factors(begin.adapter)
+            self._model.load({name: tensor.detach() for name, tensor in adapter.items()}, begin.ledger)
+            state = replace(state, reference={"gaps": reference_gaps(self._model, pairs)})
+        gaps = state.reference["gaps"].tolist()
+        return [replace(pair, reference=gap) for pair, gap in zip(pairs, gaps, strict=True)], state
 
     @cached_property
     def _initial(self) -> Tensors:
@@ -179,6 +197,7 @@ class Worker:
             "supervised_tokens": float(progress.supervised_tokens),
             "rows": float(len(rows)),
             **{f"{name}_loss": own.loss for name, own in client.own.items()},
+            **progress.measures,
         }
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
         # In one order, so that a resumed run writes the same bytes.
@@ -195,7 +214,9 @@ class Worker:
         )
         seed = seeds.derive(self._seed, "transforms", task.round, task.client_id)
         sent, owed = send(self._transforms, update, state.transforms, seed)
-        kept = ClientState(state.batches_seen + progress.steps, private, memory, client.optimizer, owed)
+        kept = ClientState(
+            state.batches_seen + progress.steps, private, memory, client.optimizer, owed, state.reference
+        )
         self._store.write(task.client_id, task.round, kept)
         return sent
 
@@ -256,7 +277,7 @@ class _Client:
     def __init__(
         self,
         task: ClientTask,
-        rows: Sequence[TokenRow],
+        rows: Sequence[Learnt],
         start: Tensors,
         scale: float,
         state: ClientState,

@@ -336,3 +336,22 @@ def test_the_server_rate_is_the_step_towards_the_mean(rate):
 def test_a_server_rate_that_cannot_learn_is_refused(rate):
     with pytest.raises(ConfigError, match=f"server_lr.*{rate}"):
         FedIT(server_lr=rate).check(TRAINING)
+
+
+def test_a_strategy_that_takes_any_tensors_averages_what_is_no_factor(strategy):
+    """What tuning=full or dora trains has other names and shapes; all of it moves, and agreement arrives."""
+    if not strategy.takes_any_tensors:
+        pytest.skip("made for LoRA's factors")
+    start = {"m.magnitude": torch.ones(5), "m.weight": torch.full((4, 3), 0.5)}
+    server = strategy.init(dict(start))
+    assert all(strategy.uploads(name, 1) for name in start)
+    assert not strategy.composes
+    delta = {name: torch.full_like(tensor, 0.25) for name, tensor in start.items()}
+    task = ClientTask(1, "a", strategy.broadcast(server, ClientInfo("a", 1)), TRAINING, 0)
+    extra, _ = strategy.finish(task, LocalResult(delta, 1, {"loss": 1.0}, (0.1,)), {})
+    clients = [ClientUpdate(f"c{i}", 1, 3, 3.0, delta, extra) for i in range(CLIENTS)]
+    after = strategy.aggregate(server, Updates(clients, server.adapter))
+    assert set(after.adapter) == set(start)
+    assert all((after.adapter[name] > start[name]).all() for name in start)
+    ratio = (after.adapter["m.weight"] - 0.5)[0, 0] / (after.adapter["m.magnitude"] - 1)[0]
+    assert ratio == pytest.approx(1, abs=1e-5)  # no tensor is treated unlike another

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from oracle import gradients, load, read, train
 from tiny import make_rows, random_adapter
 
-from fedit import gradients as gradients_module
 from fedit.model import adapted as adapted_module
-from fedit.objectives import negative_log_likelihood
+from fedit.model.adapted import AdaptedModel
 from fedit.training import LocalJob, Trainer, TrainingFailed, batches
 from fedit.types import LocalTraining
 
 ROWS = make_rows([19, 7, 30, 12, 25, 9, 14, 22])
+log_probabilities = AdaptedModel.log_probabilities
 PLAIN = [(row.ids.tolist(), row.supervised.tolist()) for row in ROWS]
 
 
@@ -297,7 +297,7 @@ def test_every_step_drops_something_else(noisy, start):
             noisy,
             start,
             how(steps=step + 1, learning_rate=1e-300),
-            on_step=lambda p, seen=seen: seen.append(p.nll),
+            on_step=lambda p, seen=seen: seen.append(p.summed),
         )
         after = seen
     losses = [late - early for early, late in itertools.pairwise([0.0, *after])]
@@ -322,9 +322,9 @@ def short_of_memory(monkeypatch, most_rows, make=lambda: torch.OutOfMemoryError(
         tried.append(rows)
         if rows > most_rows:
             raise make()
-        return negative_log_likelihood(model, batch)
+        return log_probabilities(model, batch)
 
-    monkeypatch.setattr(gradients_module, "negative_log_likelihood", limited)
+    monkeypatch.setattr(AdaptedModel, "log_probabilities", limited)
     return tried
 
 
@@ -367,9 +367,9 @@ def test_memory_that_gives_out_in_the_middle_of_a_step_leaves_no_half_gradient(m
     def second_fails(model, batch):
         if next(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return negative_log_likelihood(model, batch)
+        return log_probabilities(model, batch)
 
-    monkeypatch.setattr(gradients_module, "negative_log_likelihood", second_fails)
+    monkeypatch.setattr(AdaptedModel, "log_probabilities", second_fails)
     after, _, _ = fit(model, start, how(learning_rate=0.5, micro_batch_size=4))
     assert_close(after, undisturbed, 1e-12)
 
@@ -386,7 +386,7 @@ def test_other_errors_are_not_taken_for_memory(model, start, monkeypatch):
     def broken(model, batch):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(gradients_module, "negative_log_likelihood", broken)
+    monkeypatch.setattr(AdaptedModel, "log_probabilities", broken)
     with pytest.raises(RuntimeError, match="multiplied"):
         fit(model, start, how())
 

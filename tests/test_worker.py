@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_rows, random_adapter
 
-from fedit import gradients as gradients_module
+from fedit.model.adapted import AdaptedModel
 from fedit.seeds import derive
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -276,8 +276,8 @@ def test_an_example_too_large_for_memory_is_a_failure_of_its_client_alone(model,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, batch)
 
-    real = gradients_module.negative_log_likelihood
-    monkeypatch.setattr(gradients_module, "negative_log_likelihood", full)
+    real = AdaptedModel.log_probabilities
+    monkeypatch.setattr(AdaptedModel, "log_probabilities", full)
     there = worker(model)
     whole = replace(HOW, steps=None, epochs=1)
     failed, fine = (there.train(task(client, adapter, how=whole)) for client in "ca")

@@ -20,6 +20,7 @@ _NAMED_PLACES = 3
 _REMOVED = {
     "duplicate": "duplicate",
     "empty_answer": "without an answer",
+    "same_answers": "with two equal answers",
     "prompt_in_held_out": "whose prompt is held out",
     "prompt_in_validation": "whose prompt is in validation",
     "unassigned": "left out by the partition",
@@ -39,6 +40,9 @@ def print_check(out: Console, config: RunConfig, found: Inspection) -> None:
             f"{audit.supervised_tokens:,} ({_share(audit.supervised_tokens, audit.tokens)}) are learnt",
         )
     )
+    if audit.pairs:
+        read = "compares their answers" if config.objective == "dpo" else "learns the chosen answers alone"
+        out.print(f"{audit.pairs:,} rows are preferences; objective {config.objective} {read}")
     out.print(
         f"model {config.model}, template {found.job.template.name if found.job else config.prompt_template}, "
         f"max_length {config.max_length}",
@@ -65,6 +69,7 @@ def check_as_json(found: Inspection) -> dict[str, object]:
         "rows": audit.rows,
         "tokens": audit.tokens,
         "supervised_tokens": audit.supervised_tokens,
+        "pairs": audit.pairs,
         "findings": [
             {"name": name, "title": f.title, "count": f.count, "where": list(f.where), "advice": ADVICE[name]}
             for name, f in _findings(audit).items()

@@ -116,11 +116,13 @@ class LiveRun:
         arm, loss = str(event["arm"]), _float(event["loss"])
         losses = self._losses.setdefault(arm, [])
         losses.append(loss)
+        preferred = event.get("preference_accuracy")
+        told = "" if preferred is None else f", preferences {_float(preferred):.1%}"
         if arm in self._rounds:
-            self._bars.update(self._rounds[arm], note=f"held-out loss {loss:.3f} {sparkline(losses)}")
+            self._bars.update(self._rounds[arm], note=f"held-out loss {loss:.3f}{told} {sparkline(losses)}")
         if not self._console.is_terminal:
             self._console.print(
-                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  held-out loss {loss:.3f}",
+                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  held-out loss {loss:.3f}{told}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
-from fedit.report.summary import SHOWN_EXAMPLES, spread, traffic_text
+from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, spread, traffic_text
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -76,7 +76,7 @@ def _print_before_after(console: Console, summary: Mapping[str, object]) -> None
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for name in ("loss", "perplexity", "token_accuracy", "exact_match"):
+    for name in (*PREFERENCES, "loss", "perplexity", "token_accuracy", "exact_match"):
         if name in after:
             table.add_row(name.replace("_", " "), f"{_number(before[name]):.3f}", f"{_number(after[name]):.3f}")
     for name, pair in _mapping(summary["per_category"]).items():

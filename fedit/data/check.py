@@ -43,6 +43,8 @@ class Audit:
     rows_of_several:    rows that more than one client holds.
     held_out_rows:      rows that are held out (or for validation) as well.
     held_out_prompts:   rows whose prompt is held out as well, with the same or another answer.
+    same_answers:       preferences whose two answers are the same.
+    pairs:              rows that are preferences: they have a rejected answer.
     lengths:            tokens of a row at each of `QUANTILES`.
     supervised_lengths: targets of a row at each of `QUANTILES`.
     """
@@ -60,6 +62,8 @@ class Audit:
     rows_of_several: Finding
     held_out_rows: Finding
     held_out_prompts: Finding
+    same_answers: Finding
+    pairs: int
     lengths: tuple[int, ...]
     supervised_lengths: tuple[int, ...]
 
@@ -125,6 +129,8 @@ def audit(
         held_out_prompts=finding(
             "prompts that are held out as well", (prompt in outside_prompts for prompt in prompts)
         ),
+        same_answers=finding("preferences with two equal answers", (row.rejected == row.answer for row in rows)),
+        pairs=sum(row.rejected is not None for row in rows),
         lengths=_quantiles(table.lengths),
         supervised_lengths=_quantiles(counts),
     )
@@ -170,6 +176,22 @@ def refuse_if_nothing_learnt(
         raise DataError(
             f"client '{client}' has no token to learn in its {len(rows)} rows ({named}); "
             "raise max_length, correct the answers, or give the client other rows."
+        )
+
+
+def refuse_without_rejected(examples: Sequence[Example]) -> None:
+    """Make sure that every row is a preference.
+
+    Raises:
+        DataError: some have no rejected answer.
+    """
+    lacking = [place for place, example in enumerate(examples) if example.rejected is None]
+    if lacking:
+        raise DataError(
+            f"objective=dpo learns from pairs of answers, and {len(lacking)} of {len(examples)} rows have no "
+            f"rejected one ({', '.join(_where(examples, place) for place in lacking[:_PLACES])}); give rows with "
+            "prompt, chosen and rejected, name the columns with columns.response=FIELD columns.rejected=FIELD, or "
+            "use objective=sft."
         )
 
 

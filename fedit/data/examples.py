@@ -24,6 +24,7 @@ class Example:
     check:    how an answer is verified (see `fedit.evaluation.grading`); None: only by its loss.
     keys:     entities and phrasings the row uses; rows of different splits may share none.
     where:    "file:line" for messages to the user.
+    rejected: an answer in place of the last one that somebody liked less; None: the row is no preference.
     """
 
     messages: tuple[Message, ...]
@@ -33,6 +34,7 @@ class Example:
     check: str | None = None
     keys: tuple[str, ...] = ()
     where: str = ""
+    rejected: str | None = None
     _id: str = field(default="", init=False, repr=False, compare=False)  # of `row_id`, once it was asked for
 
     @property
@@ -56,9 +58,10 @@ class Corpus:
 
 
 def row_id(example: Example) -> str:
-    """Return 16 hex digits that depend on the conversation and its context alone."""
+    """Return 16 hex digits that depend on the conversation, its context and its rejected answer alone."""
     if not example._id:
-        identity = _digest([example.context, *((m.role, m.content) for m in example.messages)])
+        parts: list[object] = [example.context, *((m.role, m.content) for m in example.messages)]
+        identity = _digest(parts if example.rejected is None else [*parts, ("rejected", example.rejected)])
         object.__setattr__(example, "_id", identity)  # frozen; nothing that is compared changes
     return example._id
 

@@ -1,5 +1,6 @@
 """The row formats in use: which fields make a row's instruction, context, answer and category."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from fedit.errors import DataError, UnknownName, did_you_mean
 
 Row = Mapping[str, object]
 
-COLUMNS = ("instruction", "context", "response", "category", "check")
+COLUMNS = ("instruction", "context", "response", "rejected", "category", "check")
 _SOME_CHECK = '{"kind": "number", "value": 18}'
 _ROLES = {
     "system": "system",
@@ -29,6 +30,8 @@ class Schema:
     turns:    for conversations, the fields that may hold the list of turns; () for single turns.
     turn:     for conversations, the fields of a turn: its role and its text.
     solution: answers end with "#### " and a number, which is how a row without a check is checked.
+
+    With a column "rejected" the rows are preferences.
     """
 
     name: str
@@ -38,8 +41,15 @@ class Schema:
     solution: bool = False
 
     @property
+    def prefers(self) -> bool:
+        """Whether a row holds two answers, one of which was preferred."""
+        return "rejected" in self.columns
+
+    @property
     def shape(self) -> str:
         """The fields a row needs, for messages to the user."""
+        if self.prefers:
+            return f"{self.columns['response']}, {self.columns['rejected']}, {self.columns['instruction']} or not"
         if self.turns:
             return f"{' or '.join(self.turns)}: a list of {{{self.turn[0]}, {self.turn[1]}}}"
         fields = f"{self.columns['instruction']}, {self.columns['response']}"
@@ -47,6 +57,8 @@ class Schema:
 
     def fits(self, row: Row) -> bool:
         """Return whether ``row`` has the fields of this format."""
+        if self.prefers:
+            return self.columns["response"] in row and self.columns["rejected"] in row
         if not self.turns:
             if self.columns["instruction"] not in row or self.columns["response"] not in row:
                 return False
@@ -62,6 +74,8 @@ class Schema:
         Raises:
             DataError: a field is missing or has the wrong type.
         """
+        if self.prefers:
+            return self._preference(row, where)
         if self.turns:
             field = next((field for field in self.turns if field in row), self.turns[0])
             messages = _conversation(_field(row, field, where), self.turn, where)
@@ -78,6 +92,27 @@ class Schema:
             where=where,
         )
 
+    def _preference(self, row: Row, where: str) -> Example:
+        """Return the preferred conversation, with the answer that was not preferred in place of its last."""
+        prompt = row.get(self.columns["instruction"])
+        sides = [
+            _side(prompt, _field(row, self.columns[column], where), f"{where}, '{self.columns[column]}'")
+            for column in ("response", "rejected")
+        ]
+        if sides[0][:-1] != sides[1][:-1]:
+            raise DataError(
+                f"{where}: the chosen and the rejected conversation differ before their last answer; a preference "
+                "compares two answers to one prompt."
+            )
+        return Example(
+            sides[0],
+            context=_text(row, self.columns["context"], where) if "context" in self.columns else "",
+            category=_category(row, self.columns, where),
+            check=_check(row, self.columns, where),
+            where=where,
+            rejected=sides[1][-1].content,
+        )
+
 
 def _single(name: str, instruction: str, response: str, context: str | None) -> Schema:
     columns = {"instruction": instruction, "response": response, "category": "category"}
@@ -87,6 +122,11 @@ def _single(name: str, instruction: str, response: str, context: str | None) -> 
 SCHEMAS: Mapping[str, Schema] = {
     schema.name: schema
     for schema in (
+        # First: such rows may also hold the preferred conversation on its own.
+        Schema(
+            "preference",
+            {"instruction": "prompt", "response": "chosen", "rejected": "rejected", "category": "category"},
+        ),
         Schema("messages", {"category": "category"}, ("messages",), ("role", "content")),
         Schema("sharegpt", {"category": "category"}, ("conversations", "conversation"), ("from", "value")),
         _single("dolly", "instruction", "response", "context"),
@@ -131,6 +171,8 @@ def choose_schema(row: Row, data_format: str, columns: Mapping[str, str], where:
 
 def _rename(schema: Schema, columns: Mapping[str, str]) -> Schema | None:
     """Return ``schema`` with the user's field names; None where a conversation cannot take them."""
+    if not schema.prefers and "rejected" in columns:
+        return None
     if schema.turns and set(columns) - {"category", "check"}:
         return None
     return replace(schema, columns={**schema.columns, **columns})
@@ -206,6 +248,57 @@ def _conversation(turns: object, fields: tuple[str, str], where: str) -> tuple[M
     if not messages:
         raise DataError(f"{where}: the conversation has no assistant turn, so there is nothing to learn.")
     return tuple(messages)
+
+
+def _side(prompt: object, answer: object, where: str) -> tuple[Message, ...]:
+    """Return one side of a preference as a conversation.
+
+    An answer may be text after a prompt (text or turns), a transcript "Human: ... Assistant: ...", turns that go
+    on after a prompt of turns, or a whole conversation.
+    """
+    if isinstance(answer, str):
+        if prompt is None and (turns := _transcript(answer)):
+            return _conversation(turns, ("role", "content"), where)
+        before = _before(prompt, where)
+        return (*before, Message("assistant", answer))
+    own = _conversation(answer, _fields_of(answer), where)
+    if own[0].role == "assistant":
+        return (*_before(prompt, where), *own)
+    return own
+
+
+def _before(prompt: object, where: str) -> tuple[Message, ...]:
+    """Return the turns before an answer."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if isinstance(prompt, Sequence) and prompt:
+        turns = tuple(_turn(turn, n, _fields_of(prompt), where) for n, turn in enumerate(prompt, 1))
+        if turns[-1].role == "user":
+            return turns
+    raise DataError(
+        f"{where}: the answer has no prompt; expected text, or turns of which the last is the user's, in the "
+        "prompt's field (columns.instruction=FIELD), or whole conversations as answers."
+    )
+
+
+def _fields_of(turns: object) -> tuple[str, str]:
+    """Return which fields of a turn hold its role and its text."""
+    first = turns[0] if isinstance(turns, Sequence) and turns else None
+    return ("from", "value") if isinstance(first, Mapping) and "from" in first else ("role", "content")
+
+
+_SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
+
+
+def _transcript(text: str) -> list[dict[str, str]]:
+    """Return the turns of a text that says by turns "Human:" and "Assistant:"; [] if it does not."""
+    pieces = _SPEAKER.split(text.lstrip("\n") if text.lstrip().startswith(("Human:", "Assistant:")) else text)
+    if pieces[0].strip() or len(pieces) < 3:
+        return []
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": said.strip()}
+        for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
 
 
 def _turn(turn: object, number: int, fields: tuple[str, str], where: str) -> Message:

@@ -30,6 +30,11 @@ class TokenRow:
     ids: NDArray[np.int32]
     supervised: NDArray[np.bool_]
 
+    @property
+    def rows(self) -> tuple["TokenRow", ...]:
+        """What the model runs to learn this: the row itself."""
+        return (self,)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
@@ -142,7 +147,7 @@ def encode_prompt(
     _check_length(max_length, encoder)
     shielded, context, marks = encoder.shield(messages, context)
     rendered = unshield(Rendered(template.prompt(shielded, context), ()), marks)
-    ids, kept = _with_bos(encoder.encode([rendered])[0].ids, encoder)
+    ids, kept = with_bos(encoder.encode([rendered])[0].ids, encoder)
     if len(ids) <= max_length:
         return [int(id) for id in ids]
     return [int(id) for id in (*ids[:kept], *ids[len(ids) - (max_length - kept) :])]
@@ -203,7 +208,7 @@ def _fit(
     text: Rendered, encoded: Encoded, encoder: Encoder, max_length: int
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
     """Return a row's ids and mask within ``max_length``, and what was cut."""
-    ids, kept = _with_bos(encoded.ids, encoder)
+    ids, kept = with_bos(encoded.ids, encoder)
     added = len(ids) - len(encoded.ids)
     mask = np.zeros(len(ids), dtype=np.bool_)
     answer = np.zeros(len(encoded.ids), dtype=np.bool_)
@@ -245,7 +250,7 @@ def _overlap(encoded: Encoded, text: str, span: tuple[int, int], encoder: Encode
     return answer
 
 
-def _with_bos(ids: NDArray[np.int32], encoder: Encoder) -> tuple[NDArray[np.int32], int]:
+def with_bos(ids: NDArray[np.int32], encoder: Encoder) -> tuple[NDArray[np.int32], int]:
     """Return the ids with the beginning of sequence once, and how many ids that is."""
     bos = np.array(encoder.bos, dtype=np.int32)
     if len(bos):

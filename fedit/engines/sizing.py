@@ -17,6 +17,10 @@ _LIBRARIES = 1.5e9
 _SPREAD = 2
 """A base takes at most this many times its files' size: bfloat16 files may be computed in float32."""
 
+_COPIES = 8
+"""Copies of all weights in float32 where they are trained: those that run, gradients, two moments of AdamW, what
+the run starts from, and what a client receives, ends with and sends."""
+
 
 def num_workers(config: RunConfig, num_threads: int | None) -> int:
     """Return the setting, or one worker a core or GPU, but no more than a round or a comparison can use."""
@@ -44,7 +48,8 @@ def fitting(workers: int, config: RunConfig, base: Path) -> int:
         return workers
     if choose_device(config.device).type != "cpu":
         return workers
-    each = _SPREAD * sum(path.stat().st_size for path in base.glob("*.safetensors")) + _LIBRARIES
+    weights = _SPREAD * sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    each = weights * (_COPIES if config.tuning == "full" else 1) + _LIBRARIES
     each *= config.devices_per_client
     fit = max(min(workers, int(free / each)), 1)
     if fit < workers:

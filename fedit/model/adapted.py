@@ -1,9 +1,10 @@
-"""A frozen base with one trainable LoRA adapter; clients take turns by loading theirs into it."""
+"""A base with one trainable adapter, LoRA or another kind; clients take turns by loading theirs into it."""
 
 import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,15 +25,13 @@ from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout
 from fedit.model.fast.model import FastModel
 from fedit.model.fast.probe import first_difference
+from fedit.model.kinds import ADAPTER, KINDS, PREFIX, Options
 from fedit.model.loading import Base
 from fedit.model.parameters import Parameters
-from fedit.model.targets import choose_targets, stores_transposed
 from fedit.scaling import lora_scale
 from fedit.types import LEDGER, Tensors, with_ledger
 
 log = logging.getLogger(__name__)
-
-ADAPTER = "default"
 
 FAST_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 GENERAL_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
@@ -40,13 +39,13 @@ GENERAL_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 
 
 class AdaptedModel:
-    """One resident base and the LoRA factors that are trained on top of it.
+    """One resident base and what is trained on top of it: LoRA factors, or another of `fedit.model.kinds`.
 
     fast:        hand-written passes over packed rows; None where the model is left to transformers and PEFT.
     why_general: why the fast path was wanted and is not used.
 
     Everything outside sees the adapter as `Tensors`: float32 on the CPU under canonical
-    names, "m.A" of shape (rank, in) and "m.B" of shape (out, rank) for module m.
+    names, "m.A" of shape (rank, in) and "m.B" of shape (out, rank) for module m; other kinds have other tensors.
     """
 
     def __init__(
@@ -60,6 +59,9 @@ class AdaptedModel:
         rslora: bool = False,
         gradient_checkpointing: bool = False,
         fast_path: bool = True,
+        tuning: str = "lora",
+        virtual_tokens: int = 20,
+        seed: int = 0,
     ) -> None:
         self.base = base
         self.device = base.device
@@ -67,36 +69,36 @@ class AdaptedModel:
         self.alpha, self.rslora = alpha, rslora
         self.scale = self.scale_at(rank)
         self.dropout = dropout
-        names = choose_targets(base.model, targets)
-        self.config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is as good as an int
-            lora_dropout=dropout,
-            target_modules=names,
-            fan_in_fan_out=stores_transposed(base.model, names),
-            use_rslora=rslora,
-            bias="none",
-        )
+        self.kind = KINDS[tuning]
+        options = Options(rank, alpha, dropout, targets, rslora, virtual_tokens, seed)
         with torch.random.fork_rng():  # PEFT draws factors that `initial` replaces
-            self._model = peft.get_peft_model(base.model, self.config, adapter_name=ADAPTER)
+            self._model: Any
+            self._model, self.config = self.kind.wrap(base.model, options)
         self._model.eval()
         self._training = False
         self.parameters = self._find_parameters()
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        # What a kind starts from that is not drawn: magnitudes, ones, the base's own weights.
+        found = {n: p for n, p in self.parameters.items() if not n.endswith((".A", ".B", PREFIX))}
+        self._begin = {name: parameter.detach().to("cpu", copy=True) for name, parameter in found.items()}
         self._ledger: Tensors = {}
-        self._adapted_modules = self._watch_modules()
+        self._adapted_modules = self._watch_modules() if self.kind.factors else {}
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
-        self.packs = self._can_pack()
+        # A learnt prefix stands before every row: rows on one line would share it.
+        self.packs = tuning != "prefix" and self._can_pack()
         self.why_general: str | None = None
         self.fast = self._fast_model(gradient_checkpointing) if fast_path else None
 
     # --- the adapter as tensors ---
 
     def initial(self, seed: int) -> Tensors:
-        """Return a fresh adapter: A uniform in ±1/sqrt(in) as PEFT draws it, B zero; no global generator moves."""
+        """Return a fresh adapter; no global generator moves.
+
+        A is uniform in ±1/sqrt(in) as PEFT draws it, B zero; a prefix is normal with deviation 0.02; the rest is
+        what leaves the base as it is.
+        """
         fresh: Tensors = {}
         for name, shape in self.shapes.items():
             value = torch.zeros(shape, dtype=self._dtype(self.parameters[name]))
@@ -104,6 +106,10 @@ class AdaptedModel:
                 generator = torch.Generator().manual_seed(seeds.derive(seed, "init", name))
                 bound = 1 / math.sqrt(shape[1])
                 value.uniform_(-bound, bound, generator=generator)
+            elif name == PREFIX:
+                value.normal_(0, 0.02, generator=torch.Generator().manual_seed(seeds.derive(seed, "init", name)))
+            elif name in self._begin:
+                value.copy_(self._begin[name])
             fresh[name] = value
         return tensors.flatten(fresh)
 
@@ -139,6 +145,8 @@ class AdaptedModel:
         if inner:
             adapter = {name: t for name, t in adapter.items() if not name.startswith(LEDGER)}
         self._refuse_misfit(adapter)
+        if (ledger or inner) and self.kind.name != "lora":
+            raise ModelError(f"a ledger corrects the layers under LoRA factors; tuning={self.kind.name} has none")
         self._ledger = self.on_device({**(ledger or {}), **inner})
         if any(adapter[name].shape != parameter.shape for name, parameter in self.parameters.items()):
             self.parameters = Parameters(tensors.flatten(self.on_device(adapter)).clone(), dict(self.parameters))
@@ -160,6 +168,13 @@ class AdaptedModel:
                 f"adapter does not fit model '{self.base.source.name}': missing {missing}, unknown {unknown}"
             )
         for name, shape in self.shapes.items():
+            if self.kind.name != "lora":
+                if adapter[name].shape != shape:
+                    raise ModelError(
+                        f"adapter does not fit: {name} is {tuple(adapter[name].shape)}, "
+                        f"model '{self.base.source.name}' has {tuple(shape)}"
+                    )
+                continue
             found, partner = adapter[name].shape, adapter[_partner(name)].shape
             inner, outer = (0, 1) if name.endswith(".A") else (1, 0)
             if found[outer] != shape[outer] or found[inner] != partner[outer]:
@@ -187,14 +202,19 @@ class AdaptedModel:
         """How many tokens one pass should compute: enough for fast products, few enough for memory."""
         return (FAST_TOKENS if self.fast else GENERAL_TOKENS)[self.device.type]
 
-    def passes(self, rows: Sequence[TokenRow], most_rows: int | None) -> list[list[int]]:
-        """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass."""
+    def passes(self, rows: Sequence[TokenRow], most_rows: int | None, together: int = 1) -> list[list[int]]:
+        """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass.
+
+        together: so many rows in a row are one that is never cut; these are counted and their indices returned.
+        """
         most = self.tokens_per_pass
         if self.fast is None:
             lengths = [len(row.ids) for row in rows]
-            return micro_batches(lengths, most_tokens=most, most_rows=most_rows, packed=self.packs)
+            units = _units(lengths, together, padded=not self.packs)
+            return micro_batches(units, most_tokens=most, most_rows=most_rows, packed=self.packs)
         own, shared = self.fast.own_lengths(rows)
-        return micro_batches(own, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
+        units = _units(own, together, padded=False)
+        return micro_batches(units, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
 
     def collate(self, rows: Sequence[TokenRow]) -> Batch | Layout:
         """Return one pass over ``rows``, on the model's device."""
@@ -259,7 +279,7 @@ class AdaptedModel:
     def scale_of(self, adapter: Mapping[str, Tensor]) -> float:
         """Return the scale that an adapter of its own rank has at this model's alpha."""
         ranks = (t.shape[0] for n, t in adapter.items() if n.endswith(".A") and not n.startswith(LEDGER))
-        return self.scale_at(next(ranks))
+        return self.scale_at(next(ranks, self.rank))
 
     def scale_at(self, rank: int) -> float:
         """Return what B A is multiplied by at a rank: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
@@ -275,7 +295,8 @@ class AdaptedModel:
         """Return each row's mean last hidden state under the base, float32 (rows, width); the batch is padded."""
         if batch.mask is None:
             raise ValueError("mean_hidden needs a padded batch")
-        with torch.no_grad(), self._model.disable_adapter():
+        without = self._model.disable_adapter() if isinstance(self._model, peft.PeftModel) else nullcontext()
+        with torch.no_grad(), without:
             output = self.base.model(
                 input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, use_cache=False
             )
@@ -337,15 +358,19 @@ class AdaptedModel:
 
     # --- PEFT ---
 
+    def peft_state(self) -> Tensors:
+        """Return what is loaded under the names that PEFT writes, with the frozen tensors that belong to it."""
+        state = peft.get_peft_model_state_dict(self._model, adapter_name=ADAPTER)
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
     def _find_parameters(self) -> Parameters:
         found: dict[str, nn.Parameter] = {}
         for name, parameter in self._model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            module, factor = canonical_name(name)
             # Adapters stay float32 over a bfloat16 or quantised base: updates are smaller than bf16 steps.
             parameter.data = parameter.data.to(self._dtype(parameter))
-            found[f"{module}.{factor}"] = parameter
+            found[self.kind.canonical(name)] = parameter
         return Parameters(tensors.flatten(found).clone(), found)
 
     def _watch_modules(self) -> dict[str, Any]:
@@ -382,6 +407,9 @@ class AdaptedModel:
     def _fast_model(self, recompute: bool) -> FastModel | None:
         """Return the fast path if the model has the parts it knows and gives the model's own numbers."""
         adapted = {name.rpartition(".")[0] for name in self.parameters}
+        if self.kind.name != "lora":
+            self.why_general = f"tuning={self.kind.name} runs through transformers and PEFT"
+            return None
         try:
             parts = architecture.read(self.base.model, sorted(adapted))
             kernel = varlen.choose([layer.heads for layer in parts.layers], self.base.dtype, self.device)
@@ -417,6 +445,12 @@ class AdaptedModel:
         # Not equal bits: different kernels. A mistake moves numbers by far more than rounding does.
         tolerance = 1e-4 if self.base.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((one - other).norm() <= tolerance * other.norm())
+
+
+def _units(lengths: Sequence[int], size: int, *, padded: bool) -> list[int]:
+    """Return what every ``size`` rows take together; padded ones take as much as the longest of them."""
+    groups = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    return [size * max(group) if padded else sum(group) for group in groups]
 
 
 def _partner(name: str) -> str:

@@ -52,6 +52,32 @@ This folder holds LoRA factors and settings; no training text, no base weights.
 """
 
 
+OTHER_CARD = """---
+base_model: {base}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [federated-learning, {kind}, instruction-tuning]
+---
+
+# {title}, trained by federated instruction tuning
+
+Made by fedit with tuning={kind}. {how}
+
+| | |
+|---|---|
+| base model | {base} |
+{rows}
+
+## Settings
+
+```yaml
+{settings}```
+"""
+
+_WHOLE = "This folder is a whole model: `AutoModelForCausalLM.from_pretrained` loads it, and fedit as `model`."
+_ADAPTER = 'Load it with `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), folder)`.'
+
+
 def save_adapter(
     model: AdaptedModel,
     adapter: Mapping[str, Tensor],
@@ -60,7 +86,9 @@ def save_adapter(
     facts: Mapping[str, str],
     settings_yaml: str,
 ) -> None:
-    """Write ``adapter`` as a PEFT folder, whole or not at all.
+    """Write ``adapter`` as a PEFT folder, or all weights as the folder of a model, whole or not at all.
+
+    Other kinds than LoRA are loaded into ``model`` for it.
 
     adapter: factors, and maybe a ledger's under "ledger/m.A", which are written as more ranks of one adapter.
     facts: rows of the card's table.
@@ -69,8 +97,12 @@ def save_adapter(
         RunFolderError: the folder cannot be written.
     """
     base = public_name(model.base.source)
+    if model.kind.name != "lora":
+        _save_other(model, adapter, folder, base, facts, settings_yaml)
+        return
     scale = model.scale_of(adapter)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    assert model.config is not None  # LoRA has one
     config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     with new_folder(folder) as temporary:
         write_adapter_files(temporary, joined(adapter, scale), config, scale)
@@ -115,6 +147,49 @@ def rank_and_alpha(config: Mapping[str, object], folder: Path) -> tuple[int, flo
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise ModelError(f"{folder / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; expected numbers.")
     return rank, float(alpha)
+
+
+def _write_peft(model: AdaptedModel, weights: Tensors, folder: Path, base: str) -> None:
+    """Write PEFT's two files; weights: under PEFT's names."""
+    assert model.config is not None  # all weights have none
+    config = {**model.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    # PEFT keeps names in sets: sorted, so that equal adapters are equal files.
+    config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def _save_other(
+    model: AdaptedModel,
+    adapter: Mapping[str, Tensor],
+    folder: Path,
+    base: str,
+    facts: Mapping[str, str],
+    settings_yaml: str,
+) -> None:
+    model.load(adapter)
+    whole = model.config is None
+    card = OTHER_CARD.format(
+        base=base,
+        library="transformers" if whole else "peft",
+        kind=model.kind.name,
+        title="Language model" if whole else "Adapter",
+        how=_WHOLE if whole else _ADAPTER.format(base=base),
+        rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
+        settings=settings_yaml,
+    )
+    with new_folder(folder) as temporary:
+        if whole:
+            model.base.model.save_pretrained(temporary)
+            model.base.tokenizer.save_pretrained(temporary)
+        else:
+            _write_peft(model, model.peft_state(), temporary, base)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether ``folder`` holds what `save_adapter` writes."""
+    return (folder / CONFIG).is_file() or (folder / "config.json").is_file()
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:

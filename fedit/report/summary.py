@@ -24,6 +24,8 @@ KEPT_EXAMPLES = 8
 
 T = TypeVar("T")
 
+PREFERENCES = ("dpo_loss", "preference_accuracy", "reward_margin")
+"""What an evaluation says where clients learn from preferences."""
 LOSSES = ("loss", "perplexity", "token_accuracy", "example_loss")
 
 
@@ -224,7 +226,7 @@ def _arm(result: ArmResult) -> dict[str, object]:
 
 
 def _held_out(result: ArmResult, evaluation: Event) -> dict[str, object]:
-    fields: dict[str, object] = {name: evaluation[name] for name in LOSSES}
+    fields: dict[str, object] = {name: evaluation[name] for name in (*PREFERENCES, *LOSSES) if name in evaluation}
     fields["per_client"] = evaluation["clients"]
     if result.answers is not None:
         fields["exact_match"] = result.answers.exact_match

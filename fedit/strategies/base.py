@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from fedit import lora, tensors
+from fedit.errors import ConfigError
 from fedit.types import (
     Broadcast,
     ClientInfo,
@@ -30,6 +31,9 @@ class Strategy:
     A subclass is a frozen dataclass whose fields are its hyper-parameters. It overrides
     only what its paper changes. Subclass ``Strategy`` itself, never another algorithm.
     """
+
+    takes_any_tensors: ClassVar[bool] = False
+    """Whether it treats all tensors alike: it may then average whatever is tuned, not LoRA's two factors alone."""
 
     # --- server half ---
 
@@ -183,3 +187,16 @@ class Strategy:
 
     def check_cohort(self, size: int, clients: Sequence[str]) -> None:
         """Raise ``ConfigError`` if rounds of ``size`` of these clients cannot work."""
+
+
+def refuse_factors_only(strategy: Strategy, tuning: str) -> None:
+    """Make sure that ``strategy`` can average what ``tuning`` trains.
+
+    Raises:
+        ConfigError: it is made for the factors of plain LoRA.
+    """
+    if tuning != "lora" and not strategy.takes_any_tensors:
+        raise ConfigError(
+            f"strategy {type(strategy).__name__} works on LoRA's factors A and B, and tuning={tuning} trains "
+            "other tensors as well; set tuning=lora, or take a strategy that averages any tensors, such as fedit."
+        )

@@ -7,6 +7,7 @@ the coordinates of the factors.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedit.strategies import adaptive
 from fedit.strategies.adaptive import Tau
@@ -23,6 +24,8 @@ class FedAdagrad(Strategy):
     beta1: share of the last round's first moment that is kept.
     tau: adaptivity; updates much smaller are not rescaled; "auto": their size in the first round.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     server_lr: float = 1e-3
     beta1: float = 0.0

@@ -5,6 +5,7 @@ with, having started tau server steps ago: a late client pulls back towards wher
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedit import tensors
 from fedit.errors import ConfigError, NoUpdates, UnknownName
@@ -24,6 +25,8 @@ class FedAsync(Strategy):
     a: how fast it falls; the paper's 0.5 for polynomial, 10 for hinge.
     b: steps that hinge forgives; the paper's 4.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     # Deviation: clients minimise their own loss, without the paper's optional proximal term.
     # Deviation: tau counts the server steps in between: 0 where nobody overtook the client; the paper has 1 then.

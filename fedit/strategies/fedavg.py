@@ -7,6 +7,7 @@ learning rate; at its default both give the same bits.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedit.strategies.base import Strategy
 
@@ -14,3 +15,5 @@ from fedit.strategies.base import Strategy
 @dataclass(frozen=True)
 class FedAvg(Strategy):
     """Replace the adapter by the weighted mean of the clients' adapters, and nothing else."""
+
+    takes_any_tensors: ClassVar[bool] = True

@@ -8,6 +8,7 @@ The momentum lives in the coordinates of the factors.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedit import tensors
 from fedit.strategies import options
@@ -23,6 +24,8 @@ class FedAvgM(Strategy):
     beta: share of the last round's momentum that is kept; 0 is FedAvg.
     server_lr: step along the momentum; updates that agree for long move by server_lr / (1 - beta) times the mean.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     beta: float = 0.9
     server_lr: float = 1.0

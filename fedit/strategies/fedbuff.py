@@ -6,6 +6,7 @@ is full. The discount is applied to what a client sends, so the server needs to 
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedit import tensors
 from fedit.errors import ConfigError
@@ -22,6 +23,8 @@ class FedBuff(Strategy):
     exponent: of s(tau) = (1 + tau)^-exponent; the paper's 0.5, larger trusts late arrivals less, 0 alike.
     server_lr: step towards the buffer's mean.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     # Deviation: arrivals are weighted by ``weighting``, as in synchronous rounds; the paper's weigh alike.
     # Deviation: the last buffer is not flushed when the run ends; who is under way then is not waited for.

@@ -14,6 +14,7 @@ from then on.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class FedDyn(Strategy):
     alpha: strength of the regulariser.
     cap: largest norm of the server's and of each client's h, for cohorts so small that they diverge; 0: none.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     alpha: float = 0.01
     cap: float = 0.0

@@ -6,6 +6,7 @@ sum_k p_k (B_k - B)(A_k - A), is logged every round as the aggregation bias.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedit import tensors
 from fedit.errors import ConfigError
@@ -20,6 +21,8 @@ class FedIT(Strategy):
 
     server_lr: step towards the mean; the paper's 1 goes all the way, larger overshoots.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     server_lr: float = 1.0
 

@@ -11,6 +11,7 @@ cohorts that show their mean alone (secure aggregation, central differential pri
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,8 @@ NORMALISER = "normaliser"
 @dataclass(frozen=True)
 class FedNova(Strategy):
     """Average the clients' updates per step and go as far as they went on average."""
+
+    takes_any_tensors: ClassVar[bool] = True
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         directions = tensors.RunningMean()  # of delta_k / a_k, since the weights are w_k / a_k

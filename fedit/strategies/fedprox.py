@@ -13,6 +13,7 @@ which is the proximal map of the term and stable for every mu.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class FedProx(Strategy):
     mu: strength of the penalty; 0 is FedAvg.
     decoupled: whether the penalty acts after each step and not through the gradient; for AdamW.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     mu: float = 0.01
     decoupled: bool = False

@@ -7,6 +7,7 @@ The moments live in the coordinates of the factors.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,8 @@ class FedYogi(Strategy):
     tau: adaptivity; updates much smaller are not rescaled; "auto": their size in the first round.
     bias_correction: whether moments start at 0 and are divided by 1 - beta^t; the paper does not.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     server_lr: float = 1e-3
     beta1: float = 0.9

@@ -17,6 +17,7 @@ from then on.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class Scaffold(Strategy):
 
     server_lr: step along the mean update.
     """
+
+    takes_any_tensors: ClassVar[bool] = True
 
     server_lr: float = 1.0
 

@@ -18,6 +18,7 @@ from fedit.events import EventLog, Listener
 from fedit.federation import read_trained, totals
 from fedit.files import read_json, write_json, write_text
 from fedit.launch import compute_of, pool_of
+from fedit.model.export import is_exported
 from fedit.model.fast.decode import Prompt
 from fedit.prepare import Job, prepare
 from fedit.report.write import write_report
@@ -211,7 +212,7 @@ def _train(
     work = [
         ArmWork(own.arm, own.folder(plan.folder), tokens, own.learning_rate, own.label, graded=False)
         for own in trainings
-        if not (own.folder(plan.folder) / "adapter" / "adapter_config.json").is_file()
+        if not is_exported(own.folder(plan.folder) / "adapter")
     ]
     train_arms(job, compute, work, plan.listener)
     return {name: [training for training in trainings if training.arm == name] for name in names}

@@ -55,6 +55,7 @@ def test_each_finding_counts_its_rows_and_says_where(tokenizer):
         "rows that repeat an earlier row": (1, ("r:2",)),
         "prompts with different answers": (3, ("r:1", "r:2", "r:3")),
         "rows held by several clients": (0, ()),
+        "preferences with two equal answers": (0, ()),
         "rows that are held out as well": (1, ("r:7",)),
         "prompts that are held out as well": (2, ("r:7", "r:8")),
     }

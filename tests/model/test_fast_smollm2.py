@@ -92,8 +92,8 @@ def train(model, rows, seed):
     losses, before = [], [0.0, 0]
 
     def on_step(progress):
-        losses.append((progress.nll - before[0]) / (progress.supervised_tokens - before[1]))
-        before[:] = [progress.nll, progress.supervised_tokens]
+        losses.append((progress.summed - before[0]) / (progress.supervised_tokens - before[1]))
+        before[:] = [progress.summed, progress.supervised_tokens]
 
     how = LocalTraining(learning_rate=3e-4, num_rounds=1, epochs=1, batch_size=1)
     job = LocalJob(rows, how, 1, 0, 0, 0, list(model.parameters), {}, lambda params, grads: None)
