@@ -1,7 +1,10 @@
 """Facts about algorithms come from their own code: what is sent, what is refused, how exact the aggregate is."""
 
 import math
+import sys
+import types
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +129,20 @@ def test_bytes_count_every_layer_of_a_shape():
     up, down = bytes_of_a_round(OnlyB(), [(10, 20)] * 3 + [(20, 5)], rank=4)
     assert up == down == 4 * 4 * (3 * 20 + 5)
     assert math.isfinite(up)
+
+
+def test_the_worked_example_is_an_algorithm_in_one_short_file():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 60
+    module = types.ModuleType("power_mean")
+    sys.modules["power_mean"] = module
+    try:
+        exec(compile(code, "power_mean.py", "exec"), module.__dict__)
+        found = facts("power_mean", module.PowerMean())
+        alike = [p.error for p in rehearse(module.PowerMean(power=1.0), rounds=2)]
+    finally:
+        del sys.modules["power_mean"]
+    assert found.arxiv == ("1602.05629",)
+    assert not found.secure_aggregation  # it looks at single updates
+    assert alike == pytest.approx([p.error for p in rehearse(FedIT(), rounds=2)], rel=1e-6)
