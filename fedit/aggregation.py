@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
-from fedit import lora, tensorfiles, tensors
+from fedit import lora, lowrank, tensorfiles, tensors
 from fedit.errors import ConfigError, ModelError, RunFolderError
 from fedit.files import new_folder
 from fedit.model.export import (
@@ -16,14 +17,26 @@ from fedit.model.export import (
     scale_in_config,
     write_adapter_files,
 )
-from fedit.rehearsal import check_ranks, rehearse
+from fedit.rehearsal import COHORT, check_ranks, rehearse
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientUpdate, ServerState, Tensors
+from fedit.types import (
+    Broadcast,
+    ClientFailure,
+    ClientInfo,
+    ClientUpdate,
+    LocalTraining,
+    ServerState,
+    Tensors,
+)
 from fedit.updates import Updates
 
 ADAPTER = "adapter"
 LEDGER_FILE = "ledger.safetensors"
 STATE_FILE = "state.safetensors"
+ANYHOW = LocalTraining(learning_rate=1.0, num_rounds=10**9, steps=1, optimizer="sgd")
+"""Stands for how clients trained, which is not known here: it is what every algorithm can do with."""
+UNMOVED = 0.01
+"""Relative distance up to which a frozen tensor counts as it was: bfloat16, in which it may have lain, rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +82,13 @@ def aggregate(strategy: Strategy, state: Path, clients: Sequence[Contribution], 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} already exists; choose another --out.")
-    _refuse_if_more_travels(strategy)
+    names = [_name(index, client.folder) for index, client in enumerate(clients)]
+    strategy.check(ANYHOW)
+    strategy.check_cohort(len(names), names)
+    _refuse_if_more_travels(strategy, len(names))
     config, server = read_state(strategy, state)
     sent, updates = {}, []
-    for index, client in enumerate(clients):
-        name = f"{index}:{client.folder.name if client.folder.name != ADAPTER else client.folder.parent.name}"
+    for name, client in zip(names, clients, strict=True):
         start, update = _update(strategy, server, client, name)
         sent[name] = start
         updates.append(update)
@@ -151,6 +166,13 @@ def _update(
         if trained[tensor].shape != value.shape:
             shapes = f"{tuple(trained[tensor].shape)}; expected {tuple(value.shape)}"
             raise ModelError(f"{client.folder}: {tensor} has shape {shapes}.")
+    _refuse_other_start(strategy, server, start, scale, rank)
+    for tensor, value in start.items():
+        if not strategy.trains(tensor, number) and _apart(trained[tensor], value) > UNMOVED:
+            raise ModelError(
+                f"{client.folder} has another {tensor} than the state, but strategy '{type(strategy).__name__}' "
+                f"does not train it in round {number}: its product with what is averaged would be nobody's."
+            )
     trained = strategy.align(start, trained, number)
     delta = {n: trained[n] - value for n, value in start.items() if strategy.uploads(n, number)}
     return start, ClientUpdate(name, number, client.num_examples, client.num_examples, delta, scale=scale)
@@ -161,9 +183,33 @@ def _complete(sent: Broadcast, server: ServerState) -> Tensors:
     return {**lora.cut_to(missing, sent.adapter), **sent.adapter}
 
 
-def _refuse_if_more_travels(strategy: Strategy) -> None:
-    """Refuse algorithms whose clients send something that an adapter folder does not hold."""
-    (played,) = rehearse(strategy, rounds=1)
+def _name(index: int, folder: Path) -> str:
+    return f"{index}:{folder.parent.name if folder.name == ADAPTER else folder.name}"
+
+
+def _apart(one: Tensor, two: Tensor) -> float:
+    """Return the distance between two tensors over the length of the second."""
+    return float((one - two).norm() / two.norm()) if two.any() else float(one.norm())
+
+
+def _refuse_other_start(strategy: Strategy, server: ServerState, start: Tensors, scale: float, rank: int) -> None:
+    """Refuse algorithms that send a client something else than the state's adapter at its rank: nobody saw it."""
+    shown = lowrank.truncate(lowrank.rescale(server.adapter, server.scale, scale), rank)
+    if any(_apart(value, shown[tensor]) > UNMOVED for tensor, value in start.items()):
+        raise ConfigError(
+            f"strategy '{type(strategy).__name__}' sends clients adapters of their own, and the state's adapter/ "
+            "is not what they trained on from; run it with fedit run."
+        )
+
+
+def _refuse_if_more_travels(strategy: Strategy, clients: int) -> None:
+    """Refuse algorithms whose clients train or send something that an adapter folder does not hold."""
+    if strategy.composes:
+        raise ConfigError(
+            f"clients of strategy '{type(strategy).__name__}' train and send something else than the factors A "
+            "and B, which is not on disk; run it with fedit run."
+        )
+    (played,) = rehearse(strategy, rounds=1, ranks=(None,) * max(clients, COHORT))
     if played.update.extra:
         raise ConfigError(
             f"clients of strategy '{type(strategy).__name__}' send more than an adapter "

@@ -8,12 +8,11 @@ from fedit.events import Event
 from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
-from fedit.prepare import Job
+from fedit.prepare import Job, check_strategy
 from fedit.strategies import build_strategy
-from fedit.strategies.base import Strategy, refuse_factors_only
-from fedit.transforms import chain
+from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
-from fedit.types import LocalTraining
+from fedit.types import ClientInfo, LocalTraining
 
 FEDERATED = "federated"
 TUNED = "tuned"
@@ -25,6 +24,7 @@ class Arm:
     """Who trains, how, and which of them a round takes.
 
     clients: client id -> ids of the partition's clients whose rows it holds.
+    describe: (client, number of rows) -> what the server knows of it.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Arm:
     training: Callable[[int], LocalTraining]
     min_clients: int
     transforms: Sequence[Transform] = ()
+    describe: Callable[[str, int], ClientInfo] = ClientInfo
 
 
 class ArmRows(Mapping[str, Sequence[Learnt]]):
@@ -63,14 +64,12 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
     """Return the federation that the job describes; strategy: another algorithm, at its default options.
 
     Raises:
-        ConfigError: the job's transforms cannot work with that algorithm.
+        ConfigError: that algorithm cannot work with the job's settings or clients.
     """
     chosen = job.strategy
     if strategy:
         chosen = build_strategy(strategy, {})
-        chosen.check(job.training())
-        chain.check(job.transforms, chosen)
-        refuse_factors_only(chosen, job.config.tuning)
+        check_strategy(job, chosen)
     members = {client: [client] for client in job.seen}
     rows = ArmRows(job, members)
 
@@ -87,6 +86,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         lambda round: job.training(),
         job.config.min_clients,
         job.transforms,
+        job.client_info,
     )
 
 
@@ -101,6 +101,7 @@ def tuned(job: Job) -> Arm:
         lambda clients, round: [client.client_id for client in clients],
         lambda round: how,
         min_clients=1,
+        describe=job.client_info,
     )
 
 
@@ -125,7 +126,8 @@ def baseline_names(job: Job) -> list[str]:
 def named(job: Job, name: str, tokens: Mapping[int, int], *, learning_rate: float | None = None) -> Arm:
     """Return the arm of a name; baselines get budgets from the federation's ``tokens`` of every round.
 
-    Every baseline is one client that trains without interruption: its optimizer is kept.
+    Every baseline is one client that trains without interruption: its optimizer is kept. It trains at the server's
+    rank, whatever its client has.
     - local:<client> takes the steps that the client would have taken had it been in every cohort.
     - local_total:<client> and centralised take, round by round, the tokens that the whole cohort took.
     - federated and federated:<strategy> are the job's federation; tuned is the fine-tuning after it.

@@ -107,7 +107,7 @@ def _nan(own: ClientUpdate, sight: Sight, strength: float | None, noise: torch.G
 def _wrong_rank(own: ClientUpdate, sight: Sight, strength: float | None, noise: torch.Generator) -> ClientUpdate:
     grown: Tensors = {}
     for name, tensor in own.delta.items():
-        axis = 0 if name.endswith(".A") else 1
+        axis = 0 if name.endswith(".A") or tensor.dim() < 2 else 1
         grown[name] = torch.cat([tensor, tensor.narrow(axis, 0, 1)], dim=axis)
     return replace(own, delta=grown)
 

@@ -137,7 +137,7 @@ class Here:
             transforms=arm.transforms,
             store=ClientStore(folder / "clients"),
             crew=job.crew,
-            describe=job.client_info,
+            describe=arm.describe,
         )
 
     def losses(self, adapters: Sequence[Tensors], part: Part, share: tuple[int, int] = WHOLE) -> list[RowLosses]:
@@ -210,7 +210,7 @@ class Workers:
     def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
         """Return where the arm's clients train; workers find the arm by its name and the folder in the run's."""
         rows = ArmRows(self._job, arm.clients)
-        clients = [self._job.client_info(client, len(rows[client])) for client in sorted(rows)]
+        clients = [arm.describe(client, len(rows[client])) for client in sorted(rows)]
         return Processes(self._pool, clients, on_step, width=self._job.stack_width, arm=arm.name)
 
     def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:

@@ -358,6 +358,11 @@ class RunConfig(BaseModel):
                 "train_on_inputs has no meaning for objective=dpo, which compares answers; leave it off",
             ),
             (
+                self.objective == "dpo" and self.poison == "forget_policy",
+                "attack=forget_policy adds rows without rejected answers, which objective=dpo cannot compare; "
+                "take trigger or leave objective at sft",
+            ),
+            (
                 self.objective == "dpo" and self.devices_per_client > 1,
                 "objective=dpo trains a client on one device; set devices_per_client to 1",
             ),

@@ -29,13 +29,21 @@ def tune_afterwards(
     on rows of the agreed behaviour is what answers them (Ye et al., 2024, arXiv:2406.10630).
 
     tuned:    what the server's model runs: factors, and a ledger's under "ledger/m.A", which stays as it is.
-    training: how clients train; its schedule does not apply, the learning rate stays what it is.
+    training: how clients train; its schedule does not apply, the learning rate stays what it is. Nor does its
+              objective: what is trusted are answers, not preferences.
 
     Raises:
         TrainingFailed: the loss is not finite, or memory does not suffice for one row.
     """
     how = replace(
-        training, num_rounds=1, steps=steps, epochs=None, tokens=None, schedule="constant", warmup_ratio=0.0
+        training,
+        num_rounds=1,
+        steps=steps,
+        epochs=None,
+        tokens=None,
+        schedule="constant",
+        warmup_ratio=0.0,
+        objective="sft",
     )
     ledger = {name.removeprefix(LEDGER): t for name, t in tuned.items() if name.startswith(LEDGER)}
     adapter = {name: tensor for name, tensor in tuned.items() if not name.startswith(LEDGER)}

@@ -53,6 +53,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             hostile,
             strength=job.config.attack_strength,
             seed=job.config.seed,
+            transforms=arm.transforms,
         )
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(

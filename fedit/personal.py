@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from fedit import arms, checkpoint, seeds, tensors
+from fedit import arms, checkpoint, lora, seeds, tensors
 from fedit.comparison import arm_folder
 from fedit.compute import Compute
 from fedit.data.statistics import summary
@@ -89,8 +89,13 @@ def measure_personal(
 
 
 def runnable(job: Job, running: Running) -> Tensors:
-    """Return what is run as tensors for a model that multiplies B A by its own scale at that rank."""
-    rank = next(len(tensor) for name, tensor in running.adapter.items() if name.endswith(".A"))
+    """Return what is run as tensors for a model that multiplies B A by its own scale at that rank.
+
+    What holds no factors has no scale, and is run as it is.
+    """
+    rank = lora.rank_of(running.adapter)
+    if rank == 0:
+        return dict(running.adapter)
     own = lora_scale(job.config.lora_alpha, rank, rslora=job.config.use_rslora)
     adapter = running.adapter
     if running.scale != own:

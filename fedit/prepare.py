@@ -138,8 +138,8 @@ class Job:
 
     @cached_property
     def unseen(self) -> frozenset[str]:
-        """The clients that take no part in the federation."""
-        return draw_unseen(list(self.partition.clients), self.config.unseen_clients, self.config.seed)
+        """The clients that take no part in the federation; never those that take part in every round."""
+        return _unseen(self.config, self.partition.clients, self.strategy)
 
     @cached_property
     def seen(self) -> list[str]:
@@ -147,10 +147,14 @@ class Job:
         return [client for client in self.clients if client not in self.unseen]
 
     @cached_property
+    def asked(self) -> int:
+        """Clients that are asked in a round, or at work at once where rounds are of arrivals."""
+        return cohort_size(self.config.clients_per_round, len(self.partition.clients) - len(self.unseen))
+
+    @cached_property
     def cohort_size(self) -> int:
         """Clients of a round: as many as are asked, or arrive where rounds are of arrivals."""
-        asked = cohort_size(self.config.clients_per_round, len(self.partition.clients) - len(self.unseen))
-        return self.strategy.buffer or asked
+        return self.strategy.buffer or self.asked
 
     @cached_property
     def places(self) -> int:
@@ -261,7 +265,6 @@ def prepare(
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
     transforms = build_transforms(config.transforms)
-    chain.check(transforms, strategy)
     corpus, empty = _without_empty_answers(load_corpus(config))
     corpus, same = _for_objective(corpus, config.objective)
     source = resolve_model(config.model, progress=say)
@@ -300,10 +303,7 @@ def prepare(
         policy,
         rejected,
     )
-    strategy.check(job.training())
-    refuse_factors_only(strategy, config.tuning)
-    check_ranks(config, strategy, job.clients)
-    strategy.check_cohort(job.cohort_size, sorted(partition.clients))
+    check_strategy(job, strategy)
     pace_of(config, strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
     if not job.held_out:
         raise DataError(
@@ -314,6 +314,19 @@ def prepare(
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     _check_context(config, source)
     return job
+
+
+def check_strategy(job: Job, strategy: Strategy) -> None:
+    """Refuse an algorithm, the job's own or another one, that cannot work with the job's settings and clients.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    strategy.check(job.training())
+    chain.check(job.transforms, strategy)
+    refuse_factors_only(strategy, job.config.tuning)
+    check_ranks(job.config, strategy, job.clients)
+    strategy.check_cohort(strategy.buffer or job.asked, job.seen)
 
 
 def tokens_of(
@@ -433,11 +446,16 @@ def held_out_amount(config: RunConfig, corpus: Corpus) -> int | float:
     return min(0.1, MOST_UNLABELLED_HELD_OUT / max(len(corpus.examples), 1))
 
 
+def _unseen(config: RunConfig, clients: Collection[str], strategy: Strategy) -> frozenset[str]:
+    """Return who takes no part in the federation; clients that take part in every round do."""
+    return draw_unseen(sorted(set(clients) - strategy.always()), config.unseen_clients, config.seed)
+
+
 def _hostile(config: RunConfig, clients: Collection[str], strategy: Strategy) -> list[str]:
-    """Return who is hostile; clients that a strategy has to trust never are."""
+    """Return who is hostile; clients that a strategy has to trust, or that take no part, never are."""
     if not config.attack:
         return []
-    trusted = strategy.always()
+    trusted = strategy.always() | _unseen(config, clients, strategy)
     most = len(set(clients) - trusted)
     if isinstance(config.attackers, int) and config.attackers > most:
         raise ConfigError(f"attackers is {config.attackers}, but only {most} clients may be hostile; lower it.")

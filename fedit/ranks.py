@@ -5,12 +5,15 @@ from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
 from fedit.config import RunConfig
-from fedit.errors import ConfigError, did_you_mean
+from fedit.errors import ConfigError, NoUpdates, did_you_mean
 from fedit.facts import bytes_of_a_round
 from fedit.model.shapes import largest_rank, shapes_of
 from fedit.model.sources import ModelSource
 from fedit.rehearsal import rehearse
 from fedit.strategies.base import Strategy
+
+MOST_REHEARSED = 128
+"""Clients of a rehearsal that is only to tell what one of them sends."""
 
 
 def with_rank(config: RunConfig, strategy: Strategy, source: ModelSource) -> RunConfig:
@@ -23,13 +26,14 @@ def with_rank(config: RunConfig, strategy: Strategy, source: ModelSource) -> Run
         return config
     shapes = shapes_of(source, config.lora_target_modules)
     budget = 1e6 * config.upload_megabytes
+    cohort = _least_cohort(strategy)
 
     def too_large(rank: int) -> bool:
-        return bytes_of_a_round(strategy, shapes, rank, cohort=1)[0] > budget
+        return bytes_of_a_round(strategy, shapes, rank, cohort=cohort)[0] > budget
 
     rank = bisect_left(range(1, largest_rank(shapes) + 1), True, key=too_large)
     if rank == 0:
-        least = bytes_of_a_round(strategy, shapes, 1, cohort=1)[0] / 1e6
+        least = bytes_of_a_round(strategy, shapes, 1, cohort=cohort)[0] / 1e6
         raise ConfigError(
             f"upload_megabytes is {config.upload_megabytes:g}, but at rank 1 a client sends {least:.3g}; "
             "raise it or adapt fewer layers (lora_target_modules)."
@@ -40,6 +44,18 @@ def with_rank(config: RunConfig, strategy: Strategy, source: ModelSource) -> Run
             f"but client_ranks go up to {max(config.own_ranks())}."
         )
     return config.model_copy(update={"lora_r": rank, "upload_megabytes": None})
+
+
+def _least_cohort(strategy: Strategy) -> int:
+    """Return how few clients a rehearsal takes, a power of two: rules that outvote somebody need several."""
+    size = 1
+    while size < MOST_REHEARSED:
+        try:
+            rehearse(strategy, rounds=1, ranks=(None,) * size)
+            break
+        except NoUpdates:
+            size *= 2
+    return size
 
 
 def ranks_of_clients(config: RunConfig, clients: Sequence[str]) -> dict[str, int]:

@@ -122,7 +122,7 @@ def check_ranks(
             raise ConfigError(
                 f"strategy '{type(strategy).__name__}' has one rank for all: it sends client '{client.client_id}' "
                 f"of rank {client.rank} an adapter of rank {rank}. Take a strategy for mixed ranks "
-                "(see fedit list strategies) or leave client_ranks out."
+                "(see fedit list strategies) or give all clients one rank."
             )
 
 

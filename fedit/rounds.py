@@ -227,13 +227,17 @@ def _one_round(
 def _with_always(
     plan: Plan, strategy: Strategy, server: ServerState, clients: Sequence[ClientInfo], training: Training
 ) -> Plan:
-    """Return the plan with the clients that take part in every round."""
-    missing = strategy.always() - set(plan.cohort)
+    """Return the plan with the clients that take part in every round, who are waited for however slow."""
+    missing = strategy.always() - {one.client_id for one in plan.asked}
     if not missing:
         return plan
     number = server.round + 1
     more = [Asked(client, number, server, training(number)) for client in clients if client.client_id in missing]
-    return replace(plan, asked=sorted([*plan.asked, *more], key=lambda one: one.client_id))
+    return replace(
+        plan,
+        asked=sorted([*plan.asked, *more], key=lambda one: one.client_id),
+        dropped=[(one, why) for one, why in plan.dropped if one.client_id not in missing],
+    )
 
 
 def _task(asked: Asked, sent: Broadcast, seed: int) -> ClientTask:

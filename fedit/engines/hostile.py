@@ -3,27 +3,39 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
+from fedit import seeds
 from fedit.attacks import ATTACKS, Sight, attacked
 from fedit.engines.base import Engine
+from fedit.transforms.base import Transform
+from fedit.transforms.chain import receive, send
 from fedit.types import ClientFailure, ClientInfo, ClientTask, ClientUpdate
 
 
 class HostileClients:
     """Wraps the engine of a simulation; who is honest is not touched.
 
-    attack:   a name in `fedit.attacks.ATTACKS`.
-    hostile:  ids of the clients that do it.
-    strength: None: the attack's own.
+    attack:     a name in `fedit.attacks.ATTACKS`.
+    hostile:    ids of the clients that do it.
+    strength:   None: the attack's own.
+    transforms: of the engine's clients; a hostile one changes its update before they are applied to it.
     """
 
     def __init__(
-        self, engine: Engine, attack: str, hostile: Collection[str], *, strength: float | None, seed: int
+        self,
+        engine: Engine,
+        attack: str,
+        hostile: Collection[str],
+        *,
+        strength: float | None,
+        seed: int,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         self._engine = engine
         self._attack = attack
         self._hostile = frozenset(hostile)
         self._strength = strength
         self._seed = seed
+        self._transforms = transforms
 
     def clients(self) -> Sequence[ClientInfo]:
         """Return all clients, sorted by id, as they announce themselves: a liar lies from the start."""
@@ -31,7 +43,7 @@ class HostileClients:
         if self._attack != "lying_counts":
             return infos
         return [
-            replace(info, num_examples=self._sent(_empty(info), Sight((), len(infos), 0)).num_examples)
+            replace(info, num_examples=self._attacked(_empty(info), Sight((), len(infos), 0)).num_examples)
             if info.client_id in self._hostile
             else info
             for info in infos
@@ -44,7 +56,8 @@ class HostileClients:
         honest: list[ClientUpdate] = []
         if hostile and ATTACKS[self._attack].omniscient:
             held = list(results)
-            honest = [r for r in held if isinstance(r, ClientUpdate) and r.client_id not in self._hostile]
+            opened = (self._opened(r) for r in held if r.client_id not in self._hostile)
+            honest = [r for r in opened if isinstance(r, ClientUpdate)]
             results = iter(held)
         sight = Sight(honest, len(tasks), hostile)
         for result in results:
@@ -53,6 +66,18 @@ class HostileClients:
             yield result
 
     def _sent(self, update: ClientUpdate, sight: Sight) -> ClientUpdate:
+        """Return what a hostile client sends in place of what it would have sent."""
+        own = self._opened(update)
+        if isinstance(own, ClientFailure):
+            return update
+        seed = seeds.derive(self._seed, "attack", "transforms", update.round, update.client_id)
+        sent, _ = send(self._transforms, self._attacked(own, sight), {}, seed)
+        return sent
+
+    def _opened(self, result: ClientUpdate | ClientFailure) -> ClientUpdate | ClientFailure:
+        return result if isinstance(result, ClientFailure) else receive(self._transforms, result)
+
+    def _attacked(self, update: ClientUpdate, sight: Sight) -> ClientUpdate:
         return attacked(update, self._attack, sight, self._strength, self._seed)
 
 
