@@ -9,7 +9,7 @@ from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import Job
-from fedit.strategies import build_strategy
+from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy, refuse_factors_only
 from fedit.transforms import chain
 from fedit.transforms.base import Transform
@@ -60,14 +60,14 @@ class ArmRows(Mapping[str, Sequence[Learnt]]):
 
 
 def federated(job: Job, strategy: str | None = None) -> Arm:
-    """Return the federation that the job describes; strategy: another algorithm, at its default options.
+    """Return the federation that the job describes; strategy: another algorithm, as `build_variant` reads it.
 
     Raises:
         ConfigError: the job's transforms cannot work with that algorithm.
     """
     chosen = job.strategy
     if strategy:
-        chosen = build_strategy(strategy, {})
+        chosen = build_variant(strategy)
         chosen.check(job.training())
         chain.check(job.transforms, chosen)
         refuse_factors_only(chosen, job.config.tuning)
