@@ -9,7 +9,7 @@ from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import Job, check_strategy
-from fedit.strategies import build_strategy
+from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.types import ClientInfo, LocalTraining
@@ -61,14 +61,14 @@ class ArmRows(Mapping[str, Sequence[Learnt]]):
 
 
 def federated(job: Job, strategy: str | None = None) -> Arm:
-    """Return the federation that the job describes; strategy: another algorithm, at its default options.
+    """Return the federation that the job describes; strategy: another algorithm, as `build_variant` reads it.
 
     Raises:
         ConfigError: that algorithm cannot work with the job's settings or clients.
     """
     chosen = job.strategy
     if strategy:
-        chosen = build_strategy(strategy, {})
+        chosen = build_variant(strategy)
         check_strategy(job, chosen)
     members = {client: [client] for client in job.seen}
     rows = ArmRows(job, members)

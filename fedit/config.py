@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.config import JsonDict
 
 from fedit.scaling import lora_scale
+from fedit.variants import Option, Variant
 
 SECTIONS = ("model", "data", "federation", "training", "evaluation", "run")
 """Sections group help and docs; in a job file a setting may stand in its section or at the top."""
@@ -474,7 +475,8 @@ class StudyConfig(BaseModel):
     """What is compared: base, local (a client's own steps), local_total (the federation's tokens), centralised,
     federated."""
     strategies: list[str] = Field(default=[])
-    """Strategies to federate with, at their default options. Default: the job's own."""
+    """Strategies to federate with, each an arm: names, or with options "[fedit, {fed_sb: {bases: first_update}}]".
+    Default: the job's own."""
     seeds: PositiveInt | list[int] = Field(default=1)
     """How many seeds, counted from the job's, or which: each deals, draws and trains anew."""
     learning_rates: list[float] = Field(default=[])
@@ -486,10 +488,20 @@ class StudyConfig(BaseModel):
     """Question sets that every arm answers at the first seed: names or JSONL files."""
     question_tokens: PositiveInt = Field(default=256)
     """Longest answer to a question of these sets."""
+    byte_budget_megabytes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(default="auto")
+    """Millions of bytes, up and down of all clients together, at which federations are compared; auto: what the
+    thriftiest of them took in all."""
     generate: bool = Field(default=True)
     """Answer the held-out instructions too: exact match and ROUGE-L; off: losses alone."""
     resamples: PositiveInt = Field(default=2000)
     """Bootstrap resamples behind every interval."""
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _named_strategies(cls, value: object) -> object:
+        """Read a strategy with options, a mapping of one name, as the name that its arm has."""
+        items = [{name: options} for name, options in value.items()] if isinstance(value, dict) else value
+        return [_variant(item) for item in items] if isinstance(items, list) else items
 
     @property
     def num_seeds(self) -> int:
@@ -516,3 +528,16 @@ class StudyConfig(BaseModel):
         if any(rate <= 0 for rate in self.learning_rates):
             raise ValueError("learning_rates must be above 0")
         return self
+
+
+def _variant(item: object) -> object:
+    """Return the one name of a strategy and its options, always written in the same way."""
+    if isinstance(item, str):
+        return str(Variant.parse(item))
+    if not (isinstance(item, dict) and len(item) == 1):
+        return item
+    ((name, options),) = item.items()
+    options = {} if options is None else options
+    if not (isinstance(options, dict) and all(isinstance(value, Option) for value in options.values())):
+        raise ValueError(f"the options of '{name}' are {options!r}; expected names and values, {{option: value}}")
+    return str(Variant(str(name), {str(option): value for option, value in options.items()}))

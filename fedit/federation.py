@@ -143,7 +143,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
         0,
         clients=len(arm.clients),
         rounds=arm.rounds,
-        strategy=job.config.strategy,
+        strategy=_algorithm(job, arm),
         trainable_parameters=sum(
             tensor.numel()
             for name, tensor in server.adapter.items()
@@ -199,6 +199,11 @@ def _attack(job: Job, arm: Arm) -> dict[str, object]:
 def _marked(client: object, hostile: Collection[str]) -> dict[str, bool]:
     """Return what the events of a hostile client of a simulation say of it."""
     return {"hostile": True} if client in hostile else {}
+
+
+def _algorithm(job: Job, arm: Arm) -> str:
+    """Return the algorithm's name: a study's federations carry theirs in their own."""
+    return (_is_federation(arm) and arm.name.partition(":")[2]) or job.config.strategy
 
 
 def _is_federation(arm: Arm) -> bool:

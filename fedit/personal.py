@@ -120,7 +120,7 @@ def _matrix(
     clients: dict[str, dict[str, object]] = {}
     own: dict[str, dict[str, float]] = {"global": {}, "personal": {}, "tuned": {}, "local": dict(alone)}
     failures: dict[str, str] = {}
-    everybody = _personal(job, compute, strategy, folder, server)
+    everybody = personal_models(job, compute, strategy, folder, server)
     while members := list(islice(everybody, TOGETHER)):
         log.tell("evaluating", server.round)
         found = {"personal": dict(zip([c for c, _ in members], measure([r for _, r in members]), strict=True))}
@@ -150,10 +150,13 @@ def _matrix(
     }
 
 
-def _personal(
+def personal_models(
     job: Job, compute: Compute, strategy: Strategy, folder: Path, server: ServerState
 ) -> Iterator[tuple[str, Running]]:
-    """Yield every client with what it runs; who never took part has kept nothing."""
+    """Yield every client with what it runs; who never took part has kept nothing.
+
+    strategy: settled; folder: of the arm that was trained, with what its clients kept; server: its last state.
+    """
     store = ClientStore(folder / "clients")
     for client in _engine(job, compute, folder).clients():
         state = store.read(client.client_id, server.round + 1)
@@ -215,7 +218,9 @@ class _Measure:
 
     def _report(self, losses: RowLosses) -> _Measured:
         report = losses.report(self._categories)
-        return _Measured(report.loss, report.per_category, per_client(self._job, losses, report))
+        return _Measured(
+            report.loss, report.per_category, per_client(self._job, losses, report, self._job.held_out)
+        )
 
 
 def _identity(running: Running) -> tuple[object, ...]:

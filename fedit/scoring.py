@@ -1,6 +1,6 @@
 """Scores of an adapter on a job's held-out rows: losses every time, graded answers when asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,7 +40,7 @@ def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
     """Return the losses of ``adapter`` on held-out (and validation) rows, as an event's fields."""
     (losses,) = compute.losses([adapter], "held_out")
     held_out = losses.report([example.category for example in job.held_out])
-    clients = per_client(job, losses, held_out)
+    clients = per_client(job, losses, held_out, job.held_out)
     fields: dict[str, object] = {
         "loss": held_out.loss,
         "perplexity": held_out.perplexity,
@@ -110,12 +110,15 @@ def _share_that_say(job: Job, compute: Compute, adapter: Tensors, rows: list[Exa
     return sum(says(answer, text) for answer in answers) / max(len(answers), 1)
 
 
-def per_client(job: Job, losses: RowLosses, held_out: LossReport) -> dict[str, float]:
-    """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
+def per_client(job: Job, losses: RowLosses, report: LossReport, rows: Sequence[Example]) -> dict[str, float]:
+    """Return each client's loss: on its own rows where rows have owners, else expected under its mix.
+
+    report: by category, of ``losses``, which are those of ``rows``.
+    """
     if find_scheme(job.config.partitioner).needs == "owner":
-        owners = [example.owner if example.owner in job.clients else None for example in job.held_out]
+        owners = [example.owner if example.owner in job.clients else None for example in rows]
         return dict(losses.report(owners).per_category)
-    return per_client_loss(held_out.per_category, job.category_counts)
+    return per_client_loss(report.per_category, job.category_counts)
 
 
 def _share_by_category(rows: list[Example], right: Mapping[str, bool]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from fedit import registry
+from fedit.variants import Variant
 
 if TYPE_CHECKING:
     from fedit.strategies.base import Strategy
@@ -61,3 +62,14 @@ def build_strategy(name: str, options: Mapping[str, object]) -> "Strategy":
     from fedit.strategies.base import Strategy
 
     return cast(Strategy, registry.build("strategy", name, options, STRATEGIES, Strategy))
+
+
+def build_variant(text: str) -> "Strategy":
+    """Return the strategy of a name that carries its options, such as "fed_sb(bases=first_update)".
+
+    Raises:
+        UnknownName: no such strategy.
+        ConfigError: no such option, or a value of the wrong type.
+    """
+    variant = Variant.parse(text)
+    return build_strategy(variant.name, variant.options)

@@ -75,7 +75,7 @@ def study_report(folder: Path) -> Document:
     summary = read_json(folder / "summary.json")
     identity, settings = read_json(folder / "study.json"), read_settings(folder / "resolved.yaml")
     seeds = read_seeds(folder, [int(number(seed) or 0) for seed in summary["seeds"]])
-    arms = {name: mapping(summary["arms"][name]) for name in in_order(summary["arms"])}
+    arms = {name: mapping(summary["arms"][name]) for name in in_order(summary["arms"], summary["strategies"])}
     sections = [
         _headline(arms, seeds),
         _setup(folder, summary, identity, settings, seeds),

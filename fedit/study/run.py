@@ -24,16 +24,21 @@ from fedit.prepare import Job, prepare
 from fedit.report.write import write_report
 from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
 from fedit.settings import Settings
-from fedit.strategies import build_strategy
+from fedit.strategies import build_variant
 from fedit.study.items import Items
+from fedit.study.personal import measure_personal, read_personal
 from fedit.study.plan import BASE, Training, expected_tokens, file_name, first_arms, later_arms, roles
 from fedit.study.report import study_report
-from fedit.study.summary import read_seeds, summarise
+from fedit.study.summary import in_order, read_seeds, summarise
+from fedit.study.traffic import costs, equal_bytes, read_courses
 from fedit.transforms import build_transforms, chain
 from fedit.types import Tensors
 
 SCHEMA = 1
 """Version of ``summary.json``."""
+
+OF_THE_SUMMARY = ("resamples", "byte_budget_megabytes")
+"""Settings of a study that change how it is summed up, not what is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +91,24 @@ def run_study(settings: Settings, out: str | Path, *, listener: Listener | None 
 def _finish(plan: Plan) -> dict[str, object]:
     """Write the summary and the report of a study whose seeds are all done."""
     seeds = read_seeds(plan.folder, plan.seeds)
+    resamples, strategies = plan.study.resamples, plan.study.strategies
+    found = summarise(seeds, resamples=resamples, strategies=strategies)
+    courses = read_courses(seeds, in_order(found, strategies))
+    for role, own in courses.items():
+        found[role] |= costs(own)
     summary: dict[str, object] = {
         "schema": SCHEMA,
         "model": plan.config.model,
         "dataset": plan.config.dataset,
-        "strategies": plan.study.strategies or [plan.config.strategy],
+        "strategies": strategies or [plan.config.strategy],
         "seeds": plan.seeds,
         "held_out_rows": [len(next(iter(seed.items.values())).rows) for seed in seeds],
         "learning_rates": plan.rates,
-        "resamples": plan.study.resamples,
+        "resamples": resamples,
         "questions": {name: questions_sha256(own) for name, own in plan.questions.items()},
         "question_sets": {name: _question_measures(plan, name) for name in plan.questions},
-        "arms": summarise(seeds, resamples=plan.study.resamples),
+        "arms": found,
+        "equal_bytes": equal_bytes(seeds, courses, plan.study.byte_budget_megabytes, resamples=resamples),
     }
     write_json(plan.folder / "summary.json", summary)
     write_report(study_report(plan.folder), plan.folder)
@@ -117,7 +128,7 @@ def _check(config: RunConfig, study: StudyConfig) -> None:
     if config.exact_match and not study.generate:
         raise ConfigError("exact_match needs generated answers; leave study.generate on.")
     for name in study.strategies:
-        chain.check(build_transforms(config.transforms), build_strategy(name, {}))
+        chain.check(build_transforms(config.transforms), build_variant(name))
 
 
 def _same_study(plan: Plan) -> None:
@@ -125,7 +136,7 @@ def _same_study(plan: Plan) -> None:
     identity = {
         "version": 1,
         "settings": settings_hash(plan.config),
-        "study": plan.study.model_dump(mode="json", exclude={"resamples"}),
+        "study": plan.study.model_dump(mode="json", exclude=set(OF_THE_SUMMARY)),
         "questions": {name: questions_sha256(own) for name, own in plan.questions.items()},
     }
     path = plan.folder / "study.json"
@@ -158,6 +169,7 @@ def _one_seed(plan: Plan, seed: int) -> None:
         rates = plan.rates if seed == plan.seeds[0] else None
         _tell_estimate(plan, job, compute, [*first, *later])
         tuned = _train(plan, job, compute, seed, first, rates, {})
+        _measure_clients(plan, job, compute, tuned)
         chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
         tuned |= _train(plan, job, compute, seed, later, rates, _federations_tokens(plan, chosen))
         chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
@@ -218,6 +230,15 @@ def _train(
     return {name: [training for training in trainings if training.arm == name] for name in names}
 
 
+def _measure_clients(plan: Plan, job: Job, compute: Compute, tuned: Mapping[str, Sequence[Training]]) -> None:
+    """Measure what the clients of federations run for themselves, where that is not the server's model."""
+    for name, trainings in tuned.items():
+        if name.startswith(arms.FEDERATED):
+            plan.tell("evaluating")
+            for training in trainings:
+                measure_personal(job, compute, arms.named(job, name, {}), training.folder(plan.folder))
+
+
 def _best(plan: Plan, trainings: Sequence[Training]) -> Training:
     """Return the training at the rate with the lowest validation loss, the lowest rate where there are several."""
     return min(trainings, key=lambda training: _choice(plan, training))
@@ -231,6 +252,10 @@ def _choice(plan: Plan, training: Training) -> tuple[float, float]:
 
 
 def _validation_loss(plan: Plan, training: Training) -> float | None:
+    """Return the loss of what the arm is judged by: the server's model, or where it is not whole, the clients'."""
+    personal = read_personal(training.folder(plan.folder))
+    if personal is not None and personal.partial:
+        return personal.validation
     events = EventLog(training.folder(plan.folder)).history()
     loss = [event for event in events if event["event"] == "evaluation"][-1].get("validation_loss")
     return float(loss) if isinstance(loss, int | float) else None

@@ -13,6 +13,7 @@ from fedit.errors import RunFolderError
 from fedit.evaluation.intervals import Array, Interval, nested_bootstrap, ratio_of_sums
 from fedit.files import read_json
 from fedit.study.items import Items, metrics_of
+from fedit.study.personal import read_personal
 from fedit.study.plan import BASE, Training, file_name
 
 ORDER = get_args(ArmKind)
@@ -67,17 +68,34 @@ def chosen_folders(study: Path) -> dict[str, Path]:
     return {role: found[role] for role in in_order(found)}
 
 
-def summarise(seeds: Sequence[Seed], *, resamples: int) -> dict[str, object]:
-    """Return the arms of ``summary.json``: role -> numbers, intervals and differences to base and federation."""
+def training_folder(seed: Seed, role: str) -> Path:
+    """Return where an arm was trained with a seed, at the rate that it chose."""
+    rates = _mapping(seed.record["learning_rates"])
+    return Training(seed.seed, seed.arms[role], rates[seed.arms[role]]).folder(seed.folder.parent)
+
+
+def summarise(
+    seeds: Sequence[Seed], *, resamples: int, strategies: Sequence[str] = ()
+) -> dict[str, dict[str, object]]:
+    """Return the arms of ``summary.json``: role -> numbers, intervals and differences to base and federation.
+
+    strategies: of the federations, in their order; differences are to the first.
+    """
     present = {role for seed in seeds for role in seed.items}
-    roles = in_order(present)
+    roles = in_order(present, strategies)
     federations = [role for role in roles if role.startswith("federated")]
     return {role: _arm(role, seeds, federations[:1], resamples) for role in roles}
 
 
-def in_order(roles: Iterable[str]) -> list[str]:
-    """Return roles as they are listed: base, clients alone, all rows in one place, federations."""
-    return sorted(roles, key=lambda role: (ORDER.index(role.partition(":")[0].partition("-")[0]), role))
+def in_order(roles: Iterable[str], strategies: Sequence[str] = ()) -> list[str]:
+    """Return roles as they are listed: base, clients alone, all rows in one place, federations in their order."""
+    places = {strategy: place for place, strategy in enumerate(strategies)}
+
+    def key(role: str) -> tuple[int, int, str]:
+        kind, _, rest = role.partition(":")
+        return ORDER.index(kind.partition("-")[0]), places.get(rest, len(places)), role
+
+    return sorted(roles, key=key)
 
 
 def _arm(role: str, seeds: Sequence[Seed], federations: Sequence[str], resamples: int) -> dict[str, object]:
@@ -162,7 +180,13 @@ def _clients(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
 
 
 def client_losses(seed: Seed, role: str) -> dict[str, float]:
-    """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix."""
+    """Return each client's held-out loss: on its own rows where rows have owners, else expected under its mix.
+
+    Of what it runs: where clients have models of their own, that is not the server's.
+    """
+    personal = None if role == BASE else read_personal(training_folder(seed, role))
+    if personal is not None:
+        return dict(personal.losses)
     items = seed.items[role]
     sizes = _mapping(seed.record["sizes"])
     if any(owner in sizes for owner in items.owners):
