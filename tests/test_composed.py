@@ -8,8 +8,8 @@ from gradients import float64_norms
 from oracle import batch_loss, load
 from tiny import make_rows, random_adapter
 
-from fedit import gradients as gradients_module
 from fedit.lora import modules
+from fedit.model.adapted import AdaptedModel
 from fedit.stacked import StackedTrainer
 from fedit.strategies.base import Strategy
 from fedit.strategies.fed_sb import FedSB
@@ -227,7 +227,7 @@ def test_a_step_that_ran_out_of_memory_is_done_again_with_the_same_gradient(adap
     model = adapted("gpt2")
     start = start_of(model, "ravan")
     whole = Trainer(model).train(job("ravan", start, ROWS[0]), start)[2]
-    real = gradients_module.negative_log_likelihood
+    real = AdaptedModel.log_probabilities
     failures = []
 
     def full(model, batch):
@@ -237,7 +237,7 @@ def test_a_step_that_ran_out_of_memory_is_done_again_with_the_same_gradient(adap
             raise torch.OutOfMemoryError("CUDA out of memory")
         return result
 
-    monkeypatch.setattr(gradients_module, "negative_log_likelihood", full)
+    monkeypatch.setattr(AdaptedModel, "log_probabilities", full)
     assert_close(Trainer(model).train(job("ravan", start, ROWS[0]), start)[2], whole, 1e-12)
     assert failures
 

@@ -182,6 +182,11 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
         "num_clusters": "partitioner cluster",
         "num_workers": "worker processes",
         "upload_megabytes": "lora_r=auto",
+        "attackers": "attack",
+        "attack_strength": "attack",
+        "poison_share": "attack",
+        "personal_evaluation": "the launch of a run",
+        "personal_steps": "personal_evaluation",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 

@@ -240,7 +240,7 @@ def test_tensors_left_out_of_a_broadcast_are_those_the_client_has(model, strateg
     there = Worker(model, DATA, strategy, seed=0)
     starts = []
     job = there._job
-    there._job = lambda start: starts.append(start.adapter) or job(start)
+    there._job = lambda client, phase: starts.append(client.start) or job(client, phase)
     server = replace(strategy.init(model.initial(0)), scale=model.scale)
     for round in (1, 2, 3):
         own = task(strategy, server, "a", round)

@@ -110,7 +110,7 @@ def test_every_b_stays_with_its_client(model):
 
     starts = {}
     job = there._job
-    there._job = lambda start: starts.update({start.task.client_id: start.adapter}) or job(start)
+    there._job = lambda client, phase: starts.update({client.task.client_id: client.start}) or job(client, phase)
     for client in "cba":
         there.train(task(FedSALoRA(), server, client, 2))
     for client in "ab":
