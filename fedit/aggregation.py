@@ -20,7 +20,6 @@ from fedit.model.export import (
 from fedit.rehearsal import COHORT, check_ranks, rehearse
 from fedit.strategies.base import Strategy
 from fedit.types import (
-    Broadcast,
     ClientFailure,
     ClientInfo,
     ClientUpdate,
@@ -151,7 +150,7 @@ def _update(
     info = ClientInfo(name, client.num_examples, rank, scale)
     sent = strategy.broadcast(server, info)
     check_ranks(strategy, server, [info], [sent])
-    start = _complete(sent, server)
+    start = lora.completed(sent.adapter, server.adapter)
     if unknown := sorted(set(start) - set(trained)):
         raise ModelError(f"{client.folder} lacks {unknown[0]}, which strategy '{type(strategy).__name__}' trains.")
     if extra := sorted(set(trained) - set(start)):
@@ -176,11 +175,6 @@ def _update(
     trained = strategy.align(start, trained, number)
     delta = {n: trained[n] - value for n, value in start.items() if strategy.uploads(n, number)}
     return start, ClientUpdate(name, number, client.num_examples, client.num_examples, delta, scale=scale)
-
-
-def _complete(sent: Broadcast, server: ServerState) -> Tensors:
-    missing = {name: tensor for name, tensor in server.adapter.items() if name not in sent.adapter}
-    return {**lora.cut_to(missing, sent.adapter), **sent.adapter}
 
 
 def _name(index: int, folder: Path) -> str:

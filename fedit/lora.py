@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -62,6 +63,12 @@ def cut_to(factors: Mapping[str, Tensor], partners: Mapping[str, Tensor]) -> Ten
         elif factor == "B" and f"{module}.A" in partners:
             cut[name] = tensor[:, : partners[f"{module}.A"].shape[0]]
     return cut
+
+
+def completed(adapter: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Tensors:
+    """Return ``adapter`` with what it lacks of ``whole``, cut to its ranks; that itself where it lacks nothing."""
+    missing = {name: tensor for name, tensor in whole.items() if name not in adapter}
+    return {**cut_to(missing, adapter), **adapter} if missing else cast(Tensors, adapter)
 
 
 def change(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], scale: float = 1.0) -> Tensors:

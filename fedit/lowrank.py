@@ -118,7 +118,7 @@ def for_client(server: ServerState, client: ClientInfo) -> Broadcast:
     """
     adapter, scale = server.adapter, server.scale if client.scale is None else client.scale
     if client.rank is not None:
-        most = max(len(tensor) for name, tensor in adapter.items() if name.endswith(".A"))
+        most = lora.rank_of(adapter)
         if client.rank > most:
             raise ConfigError(
                 f"client '{client.client_id}' has rank {client.rank}, the server {most}; "

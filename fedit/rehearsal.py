@@ -88,7 +88,10 @@ def rehearse(
         sent = [strategy.broadcast(server, client.info) for client in clients]
         check_ranks(strategy, server, [client.info for client in clients], sent)
         start = strategy.init(initial).adapter
-        starts = [_start(client, one, start) for client, one in zip(clients, sent, strict=True)]
+        starts = [
+            lora.completed({**one.adapter, **client.state.private}, start)
+            for client, one in zip(clients, sent, strict=True)
+        ]
         ends, updates = [], []
         for client, one, own in zip(clients, sent, starts, strict=True):
             trained, update = _play(strategy, client, one, own, number, training, seed)
@@ -153,12 +156,6 @@ def _ranks(broadcast: Broadcast) -> int:
         t.shape[0 if n.endswith(".A") else 1] for n, t in broadcast.adapter.items() if n[-2:] in (".A", ".B")
     ]
     return max(factors, default=0)
-
-
-def _start(client: _Client, sent: Broadcast, initial: Tensors) -> Tensors:
-    adapter = {**sent.adapter, **client.state.private}
-    missing = {name: tensor for name, tensor in initial.items() if name not in adapter}
-    return {**lora.cut_to(missing, adapter), **adapter}
 
 
 def _play(

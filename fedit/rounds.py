@@ -278,8 +278,7 @@ def _arrivals(
 def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tuple[int, int]:
     """Return the bytes that a client is sent, and those of the adapter that it sends, uncompressed."""
     sent = strategy.broadcast(start, client)
-    missing = {name: tensor for name, tensor in start.adapter.items() if name not in sent.adapter}
-    adapter = {**lora.cut_to(missing, sent.adapter), **sent.adapter} if missing else sent.adapter
+    adapter = lora.completed(sent.adapter, start.adapter)
     uploads = {n: t for n, t in adapter.items() if strategy.uploads(n, start.round + 1)}
     return broadcast_bytes(sent), tensors.num_bytes(uploads)
 
@@ -312,8 +311,7 @@ def _starts(server: ServerState, asked: Sequence[Asked], received: Mapping[str, 
         if adapter is server.adapter:
             continue
         if (key := (id(adapter), id(state))) not in whole:
-            missing = {name: tensor for name, tensor in state.items() if name not in adapter}
-            whole[key] = {**lora.cut_to(missing, adapter), **adapter} if missing else adapter
+            whole[key] = lora.completed(adapter, state)
         own[one.client_id] = whole[key]
     return own
 

@@ -131,9 +131,7 @@ class Worker:
         adapter = task.broadcast.adapter
         if state.private:
             adapter = {**adapter, **state.private}
-        missing = {n: t for n, t in self._initial.items() if n not in adapter}
-        if missing:
-            adapter = {**lora.cut_to(missing, adapter), **adapter}
+        adapter = lora.completed(adapter, self._initial)
         scale = task.broadcast.scale
         if scale is None:
             scale = self._model.scale_of(adapter)

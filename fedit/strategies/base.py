@@ -113,9 +113,7 @@ class Strategy:
         its own tensors where it keeps some. A client that never took part has a fresh ``state``.
         """
         sent = self.broadcast(server, client)
-        adapter = {**sent.adapter, **state.private}
-        missing = {name: tensor for name, tensor in server.adapter.items() if name not in adapter}
-        adapter = {**lora.cut_to(missing, adapter), **adapter}
+        adapter = lora.completed({**sent.adapter, **state.private}, server.adapter)
         scale = server.scale if sent.scale is None else sent.scale
         return Running(dict(self.factors(adapter)), sent.ledger, scale)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from fedit import lowrank, tensors
+from fedit import lora, lowrank, tensors
 from fedit.errors import ConfigError, did_you_mean
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
@@ -46,10 +46,10 @@ class FlexLoRA(Strategy):
                 stack.add(updates.trained(update), update.weight, update.scale)
         else:
             kept = [(updates.trained(update), update.weight, update.scale) for update in updates]
-            shares = _shares([(_rank(trained), weight) for trained, weight, _ in kept])
+            shares = _shares([(lora.rank_of(trained), weight) for trained, weight, _ in kept])
             for trained, weight, scale in kept:
                 stack.add(trained, weight, scale, shares)
-        rank = _rank(server.adapter)
+        rank = lora.rank_of(server.adapter)
         adapter: Tensors = {}
         kept_energy, energy, ranks = 0.0, 0.0, []
         for module, spectrum in lowrank.decompose(stack.mean(), rank).items():
@@ -72,10 +72,6 @@ class FlexLoRA(Strategy):
                 f"option 'weights' of strategy 'flexlora' is {self.weights!r}"
                 f"{did_you_mean(str(self.weights), WEIGHTS)} Known: {', '.join(WEIGHTS)}."
             )
-
-
-def _rank(adapter: Tensors) -> int:
-    return max(len(tensor) for name, tensor in adapter.items() if name.endswith(".A"))
 
 
 def _shares(clients: list[tuple[int, float]]) -> torch.Tensor:

@@ -52,7 +52,7 @@ class HetLoRA(Strategy):
         return self.order != "svd"
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        full = _rank_of(server.adapter)
+        full = lora.rank_of(server.adapter)
         rank = min(client.rank or full, full)
         if (pruned := server.memory.get(f"{_RANK}/{client.client_id}")) is not None:
             rank = min(rank, int(pruned))
@@ -91,7 +91,7 @@ class HetLoRA(Strategy):
         self, task: ClientTask, params: Mapping[str, Tensor], grads: Mapping[str, Tensor], memory: Tensors
     ) -> None:
         kept = self._kept(params)
-        if self.regularisation == 0 or kept == _rank_of(params):
+        if self.regularisation == 0 or kept == lora.rank_of(params):
             return
         with torch.no_grad():
             for module in lora.modules(params):
@@ -104,7 +104,7 @@ class HetLoRA(Strategy):
 
     def align(self, start: Mapping[str, Tensor], trained: Tensors, round: int) -> Tensors:
         kept = self._kept(start)
-        if kept == _rank_of(start) or not _norm(_tail(trained, kept)) < _norm(_tail(start, kept)):
+        if kept == lora.rank_of(start) or not _norm(_tail(trained, kept)) < _norm(_tail(start, kept)):
             return trained
         return _filled(_cut(trained, kept, 1.0), trained)
 
@@ -114,11 +114,11 @@ class HetLoRA(Strategy):
         gone = all(
             torch.equal(-change, _tail(start, kept)[name]) for name, change in _tail(result.delta, kept).items()
         )
-        return ({_RANK: torch.tensor(float(kept))} if gone and kept < _rank_of(start) else {}), memory
+        return ({_RANK: torch.tensor(float(kept))} if gone and kept < lora.rank_of(start) else {}), memory
 
     def _kept(self, adapter: Mapping[str, Tensor]) -> int:
         """Return the rank after pruning."""
-        rank = _rank_of(adapter)
+        rank = lora.rank_of(adapter)
         return min(rank, max(self.min_rank, int(self.gamma * rank)))
 
     # --- before the run ---
@@ -138,10 +138,6 @@ class HetLoRA(Strategy):
                 "strategy 'hetlora' changes ranks between rounds and moments that are kept would not fit; set "
                 "client_optimizer to reset, or gamma to 1 and order to trained."
             )
-
-
-def _rank_of(adapter: Mapping[str, Tensor]) -> int:
-    return next(len(tensor) for name, tensor in adapter.items() if name.endswith(".A"))
 
 
 def _cut(adapter: Mapping[str, Tensor], rank: int, scale: float) -> Tensors:
