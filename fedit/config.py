@@ -533,9 +533,9 @@ class StudyConfig(BaseModel):
 def _variant(item: object) -> object:
     """Return the one name of a strategy and its options, always written in the same way."""
     if isinstance(item, str):
-        return str(Variant.parse(item))
+        return str(Variant.parse(item))  # options always written in the same way
     if not (isinstance(item, dict) and len(item) == 1):
-        return item
+        raise ValueError(f"{item!r} is no strategy; expected a name, or one name with options {{option: value}}")
     ((name, options),) = item.items()
     options = {} if options is None else options
     if not (isinstance(options, dict) and all(isinstance(value, Option) for value in options.values())):

@@ -75,7 +75,7 @@ class LiveRun:
         self._line(
             f"estimate: {event['trainings']} trainings over {event['seeds']} seeds, "
             f"{_float(event['tokens']):,.0f} tokens at {_float(event['tokens_per_second']):,.0f} a second: about "
-            f"{duration(_float(event['seconds']))}; evaluations and answers come on top",
+            f"{duration(_float(event['seconds']))} with evaluations; answers come on top",
             "cyan",
         )
 

@@ -101,6 +101,12 @@ def expected_tokens(job: Job, arms: Sequence[str]) -> float:
     return whole * (len(arms) - len(local)) + own
 
 
+def evaluation_work(job: Job) -> float:
+    """Return what the evaluations of one arm cost, in tokens of training that take as long."""
+    whole = estimate(job, job.config.num_rounds, 1.0)
+    return whole.seconds - whole.tokens
+
+
 def roles(arms: Sequence[str], study: StudyConfig) -> dict[str, str]:
     """Return the name that each arm has over all seeds.
 

@@ -34,8 +34,8 @@ from fedit.report.sections.rounds import communication_section, rounds_section
 from fedit.report.sections.setup import settings_section
 from fedit.study.examples import held_out_examples, question_examples, question_sets_section
 from fedit.study.judged import judged_section
-from fedit.study.plan import Training
-from fedit.study.summary import Seed, in_order, read_seeds
+from fedit.study.strategies import strategies_section
+from fedit.study.summary import Seed, in_order, read_seeds, training_folder
 from fedit.study.summary import client_losses as losses_of_clients
 
 METRICS = (
@@ -80,6 +80,7 @@ def study_report(folder: Path) -> Document:
         _headline(arms, seeds),
         _setup(folder, summary, identity, settings, seeds),
         _comparison(arms, seeds),
+        strategies_section(summary, arms, seeds),
         _differences(arms),
         _categories(arms),
         judged_section(folder),
@@ -193,7 +194,7 @@ def _used(metrics: Sequence[Metric], rows: Sequence[ComparisonRow]) -> list[Metr
 def _differences(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
     """Return each arm's differences on the same rows: they are surer than the intervals side by side look."""
     tables: list[Block] = []
-    for key, words in (("vs_base", "the base model"), ("vs_federated", "the federation")):
+    for key, words in (("vs_base", "the base model"), ("vs_federated", "the first federation")):
         known = [m for m in METRICS if any(m.name in mapping(arm.get(key)) for arm in arms.values())]
         rows = []
         for name, arm in arms.items():
@@ -289,8 +290,7 @@ def _by_category(arm: Mapping[str, object]) -> dict[str, float | None]:
 
 
 def _events(folder: Path, seed: Seed, role: str) -> list[Event]:
-    rate = number(mapping(seed.record["learning_rates"])[seed.arms[role]]) or 0.0
-    return EventLog(Training(seed.seed, seed.arms[role], rate).folder(folder)).history()
+    return EventLog(training_folder(seed, role)).history()
 
 
 def _named(events: Sequence[Event], name: str) -> list[Event]:

@@ -26,8 +26,18 @@ from fedit.runfolder import check_writable, environment, identity_of, only_worke
 from fedit.settings import Settings
 from fedit.strategies import build_variant
 from fedit.study.items import Items
-from fedit.study.personal import measure_personal, read_personal
-from fedit.study.plan import BASE, Training, expected_tokens, file_name, first_arms, later_arms, roles
+from fedit.study.personal import measure_personal
+from fedit.study.plan import (
+    BASE,
+    Training,
+    evaluation_work,
+    expected_tokens,
+    file_name,
+    first_arms,
+    later_arms,
+    roles,
+)
+from fedit.study.rates import best_of, chosen_rates, rate_for, validation_loss
 from fedit.study.report import study_report
 from fedit.study.summary import in_order, read_seeds, summarise
 from fedit.study.traffic import costs, equal_bytes, read_courses
@@ -170,9 +180,9 @@ def _one_seed(plan: Plan, seed: int) -> None:
         _tell_estimate(plan, job, compute, [*first, *later])
         tuned = _train(plan, job, compute, seed, first, rates, {})
         _measure_clients(plan, job, compute, tuned)
-        chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
+        chosen = {arm: best_of(plan.folder, own) for arm, own in tuned.items()}
         tuned |= _train(plan, job, compute, seed, later, rates, _federations_tokens(plan, chosen))
-        chosen = {arm: _best(plan, own) for arm, own in tuned.items()}
+        chosen = {arm: best_of(plan.folder, own) for arm, own in tuned.items()}
         _measure(plan, job, compute, seed, chosen)
         write_json(folder / "held_out.json", [_shown(example) for example in job.held_out])
         write_json(folder / "clients.json", job.category_counts)
@@ -180,7 +190,9 @@ def _one_seed(plan: Plan, seed: int) -> None:
         job.partition.save(folder / "partition.json")
         totals = {arm: _totals(plan, training) for arm, training in chosen.items()}
         rates_of = {arm: training.learning_rate for arm, training in chosen.items()}
-        tried = {arm: [[t.learning_rate, _validation_loss(plan, t)] for t in own] for arm, own in tuned.items()}
+        tried = {
+            arm: [[t.learning_rate, validation_loss(plan.folder, t)] for t in own] for arm, own in tuned.items()
+        }
         write_json(
             folder / "seed.json",
             {
@@ -217,9 +229,9 @@ def _train(
     tokens: Mapping[int, int],
 ) -> dict[str, list[Training]]:
     """Train arms, at every rate or, where None is given, at what they chose before; return what was trained."""
-    before = None if rates else _chosen_rates(plan)
+    before = None if rates else chosen_rates(plan.folder, plan.seeds[0])
     trainings = [
-        Training(seed, name, rate) for name in names for rate in (rates or [_rate_for(before or {}, name)])
+        Training(seed, name, rate) for name in names for rate in (rates or [rate_for(before or {}, name)])
     ]
     work = [
         ArmWork(own.arm, own.folder(plan.folder), tokens, own.learning_rate, own.label, graded=False)
@@ -237,43 +249,6 @@ def _measure_clients(plan: Plan, job: Job, compute: Compute, tuned: Mapping[str,
             plan.tell("evaluating")
             for training in trainings:
                 measure_personal(job, compute, arms.named(job, name, {}), training.folder(plan.folder))
-
-
-def _best(plan: Plan, trainings: Sequence[Training]) -> Training:
-    """Return the training at the rate with the lowest validation loss, the lowest rate where there are several."""
-    return min(trainings, key=lambda training: _choice(plan, training))
-
-
-def _choice(plan: Plan, training: Training) -> tuple[float, float]:
-    """Return what the best rate has the least of: validation loss after the last round, then the rate itself."""
-    loss = _validation_loss(plan, training)
-    # A diverged arm logs no finite loss and is never chosen before one that has one.
-    return (float("inf") if loss is None else loss, training.learning_rate)
-
-
-def _validation_loss(plan: Plan, training: Training) -> float | None:
-    """Return the loss of what the arm is judged by: the server's model, or where it is not whole, the clients'."""
-    personal = read_personal(training.folder(plan.folder))
-    if personal is not None and personal.partial:
-        return personal.validation
-    events = EventLog(training.folder(plan.folder)).history()
-    loss = [event for event in events if event["event"] == "evaluation"][-1].get("validation_loss")
-    return float(loss) if isinstance(loss, int | float) else None
-
-
-def _chosen_rates(plan: Plan) -> dict[str, float]:
-    content = read_json(plan.folder / f"seed-{plan.seeds[0]}" / "seed.json")
-    rates = content["learning_rates"]
-    assert isinstance(rates, dict)
-    return rates
-
-
-def _rate_for(chosen: Mapping[str, float], name: str) -> float:
-    """Return the rate that an arm, or at another seed's other client one of its kind, chose at the first seed."""
-    if name in chosen:
-        return chosen[name]
-    alike = sorted(rate for other, rate in chosen.items() if other.partition(":")[0] == name.partition(":")[0])
-    return alike[len(alike) // 2]
 
 
 def _federations_tokens(plan: Plan, chosen: Mapping[str, Training]) -> dict[int, int]:
@@ -394,6 +369,7 @@ def _tell_estimate(plan: Plan, job: Job, compute: Compute, names: Sequence[str])
     left = [seed for seed in plan.seeds if not _is_done(plan, seed)]
     times = len(left) + (len(plan.rates) - 1) * (plan.seeds[0] in left)
     tokens = expected_tokens(job, names) * times
+    work = tokens + evaluation_work(job) * len(names) * times
     rate = compute.workers / compute.seconds_per_token()
     plan.tell(
         "study_estimate",
@@ -401,5 +377,5 @@ def _tell_estimate(plan: Plan, job: Job, compute: Compute, names: Sequence[str])
         seeds=len(left),
         tokens=round(tokens),
         tokens_per_second=rate,
-        seconds=tokens / rate,
+        seconds=work / rate,
     )
