@@ -266,6 +266,13 @@ def test_defaults_pass_their_own_check(strategy):
     strategy.check(TRAINING)
 
 
+@pytest.mark.parametrize("name", ["flora", "flexlora", "fedmomentum", "fedsvd", "fedrot_lora"])
+def test_moments_of_another_basis_are_refused(name):
+    with pytest.raises(ConfigError, match="client_optimizer to reset"):
+        build_strategy(name, {}).check(replace(TRAINING, keep_optimizer=True))
+    build_strategy("fedex_lora", {}).check(replace(TRAINING, keep_optimizer=True))  # its factors stay
+
+
 def test_everything_trains_or_is_shared_by_name_alone(strategy, server):
     for name in server.adapter:
         assert isinstance(strategy.trains(name, 1), bool)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from fedit import lowrank, tensors
 from fedit.errors import ConfigError
+from fedit.strategies import options
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
 from fedit.updates import Updates
@@ -61,6 +62,7 @@ class FedMomentum(Strategy):
         return min(real, int((energy < self.energy * energy[-1:]).sum()) + 1)
 
     def check(self, training: LocalTraining) -> None:
+        options.fresh_moments("fedmomentum", training)
         if not 0 < self.energy <= 1:
             raise ConfigError(
                 f"option 'energy' of strategy 'fedmomentum' is {self.energy}; expected more than 0, at most 1."

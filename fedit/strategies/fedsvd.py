@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from fedit import lora, lowrank, tensors
 from fedit.errors import ConfigError
+from fedit.strategies import options
 from fedit.strategies.base import Strategy
 from fedit.types import LocalTraining, ServerState
 from fedit.updates import Updates
@@ -49,5 +50,6 @@ class FedSVD(Strategy):
         return name.endswith(".B")
 
     def check(self, training: LocalTraining) -> None:
+        options.fresh_moments("fedsvd", training)
         if self.period < 1:
             raise ConfigError(f"option 'period' of strategy 'fedsvd' is {self.period}; expected 1 or more.")

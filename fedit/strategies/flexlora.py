@@ -15,6 +15,7 @@ import torch
 
 from fedit import lora, lowrank, tensors
 from fedit.errors import ConfigError, did_you_mean
+from fedit.strategies import options
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
 from fedit.updates import Updates
@@ -67,6 +68,7 @@ class FlexLoRA(Strategy):
         return {name: float(server.memory[name]) for name in ("energy_kept", "effective_rank") if server.memory}
 
     def check(self, training: LocalTraining) -> None:
+        options.fresh_moments("flexlora", training)
         if self.weights not in WEIGHTS:
             raise ConfigError(
                 f"option 'weights' of strategy 'flexlora' is {self.weights!r}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedit import lowrank, seeds, tensors
+from fedit.strategies import options
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
 from fedit.updates import Updates
@@ -47,6 +48,7 @@ class FLoRA(Strategy):
         return replace(server, adapter=_fresh(server), ledger=ledger)
 
     def check(self, training: LocalTraining) -> None:
+        options.fresh_moments("flora", training)
         lowrank.check_tolerance("flora", self.tolerance)
 
 
