@@ -224,6 +224,7 @@ def test_an_interrupted_study_goes_on_and_ends_the_same(given, finished, tmp_pat
     assert one == two
 
 
+@pytest.mark.slow
 def test_worker_processes_build_variants_from_their_names(given, finished, tmp_path):
     config = given.config.model_copy(update={"num_workers": 2})
     study = given.study.model_copy(update={"seeds": 1, "strategies": [NAMES[2], NAMES[-1]]})
