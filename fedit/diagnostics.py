@@ -121,10 +121,40 @@ class AggregationBias:
         lost, moved = self._squares(aligned)
         if float(moved.sum()) == 0:
             return {}
-        bias = math.sqrt(float(lost.sum() / moved.sum()))
-        if self.exact:
-            return {"aggregation_bias": bias}
-        return {"aggregation_bias": bias, "aggregation_bias_error": bias * _ratio_error(lost, moved)}
+        return _told("aggregation_bias", "aggregation_bias_error", lost, moved, exact=self.exact)
+
+    def error(
+        self,
+        mean: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        ledgers: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        scale: float,
+    ) -> dict[str, float]:
+        """Return what `AggregationError` does, where all clients started from the round's adapter and sent all of it.
+
+        What was added up for the bias is enough then, so that a client costs nothing more.
+
+        mean:    of the deltas observed, by their weights.
+        after:   the next adapter; ledgers: before and after; scale: of the adapter's B A.
+        """
+        step, new = self._aligned(mean), self._aligned(after)
+        if self._weight == 0 or self._incomplete or step is None or new is None:
+            return {}
+        columns = 1 if self.exact else SKETCH_COLUMNS
+        lost, moved = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+        for group, probe, total in zip(self._groups, self._probes, self._sums, strict=True):
+            (a, b), (mean_a, mean_b), (new_a, new_b) = (group.factors(x) for x in (self._adapter, step, new))
+            wanted = total / self._weight + b @ _seen(mean_a, probe) + mean_b @ _seen(a, probe)
+            # B' A' - B A in two parts, each as small as the step: the difference of products would round it away.
+            went = (new_b - b) @ _seen(new_a, probe) + b @ _seen(new_a - a, probe)
+            difference = scale * (went - wanted).double()
+            for sign, ledger in zip((-1, 1), ledgers, strict=True):
+                _add_ledger(difference, group, ledger, probe, sign)
+            lost += difference.square().sum((0, 1)).reshape(columns, -1).sum(1)
+            moved += (scale * wanted.double()).square().sum((0, 1)).reshape(columns, -1).sum(1)
+        if float(moved.sum()) == 0:
+            return {}
+        return _told("aggregation_error", "aggregation_error_se", lost, moved, exact=self.exact)
 
     def _squares(self, mean: Flat) -> tuple[Tensor, Tensor]:
         """Return numerator and denominator squared, float64: one number, or one a column of the sketch."""
@@ -204,10 +234,7 @@ class AggregationError:
                 squares += matrix.square().sum(0).reshape(columns, -1).sum(1)
         if float(moved.sum()) <= _UNMOVED**2 * size:
             return {}
-        error = math.sqrt(float(lost.sum() / moved.sum()))
-        if self.exact:
-            return {"aggregation_error": error}
-        return {"aggregation_error": error, "aggregation_error_se": error * _ratio_error(lost, moved)}
+        return _told("aggregation_error", "aggregation_error_se", lost, moved, exact=self.exact)
 
     def _draw(self, widths: Mapping[str, int], seed: int) -> None:
         """Draw a Gaussian probe (width, columns) that the same projection of every layer shares."""
@@ -244,14 +271,18 @@ class _Group:
     a, b:  offsets of the first module's factors; step: from one module to the next, in entries.
     """
 
-    name: str
-    count: int
+    modules: tuple[str, ...]
     rank: int
     width: int
     out: int
     a: int
     b: int
     step: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.modules)
 
     @property
     def dense_cost(self) -> int:
@@ -281,7 +312,7 @@ def _groups(adapter: Flat) -> list[_Group]:
         for end in _ends_of_runs(pairs):
             a, b = pairs[start]
             step = pairs[start + 1][0] - a if end - start > 1 else 0
-            groups.append(_Group(modules[start], end - start, rank, width, out, a, b, step))
+            groups.append(_Group(tuple(modules[start:end]), rank, width, out, a, b, step))
             start = end
     return groups
 
@@ -302,7 +333,7 @@ def _ends_of_runs(pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 def _probe(group: _Group, seed: int, dtype: torch.dtype) -> Tensor:
     """Return a Gaussian probe (count, width, columns) that all modules of the group share."""
-    generator = torch.Generator().manual_seed(seeds.derive(seed, "sketch", group.name))
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "sketch", group.modules[0]))
     probe = torch.randn(group.width, SKETCH_COLUMNS, generator=generator, dtype=dtype)
     return probe.expand(group.count, -1, -1)
 
@@ -310,6 +341,22 @@ def _probe(group: _Group, seed: int, dtype: torch.dtype) -> Tensor:
 def _seen(a: Tensor, probe: Tensor | None) -> Tensor:
     """Return what the probe sees of ``a``; all of it without a probe."""
     return a if probe is None else torch.bmm(a, probe)
+
+
+def _add_ledger(
+    to: Tensor, group: _Group, ledger: Mapping[str, Tensor], probe: Tensor | None, sign: float
+) -> None:
+    """Add what the probe sees of a ledger's products, times ``sign``, to float64 (count, out, columns) in place."""
+    for place, module in enumerate(group.modules):
+        if f"{module}.A" in ledger:
+            a, b = ledger[f"{module}.A"], ledger[f"{module}.B"]
+            to[place] += sign * (b @ (a if probe is None else a @ probe[place].to(a.dtype))).double()
+
+
+def _told(name: str, error_name: str, lost: Tensor, moved: Tensor, *, exact: bool) -> dict[str, float]:
+    """Return a ratio of norms from squares by column and, from a sketch, its standard error."""
+    ratio = math.sqrt(float(lost.sum() / moved.sum()))
+    return {name: ratio} if exact else {name: ratio, error_name: ratio * _ratio_error(lost, moved)}
 
 
 def _ratio_error(numerator: Tensor, denominator: Tensor) -> float:

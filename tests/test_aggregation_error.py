@@ -220,3 +220,55 @@ def test_what_is_trained_counts_as_the_factors_it_stands_for():
 def test_models_that_nobody_has_as_a_whole_are_not_compared():
     assert all("aggregation_error" not in found for found in run(KeepsB()))
     assert all(found["aggregation_error"] < 1e-5 for found in run(FrozenA()))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_what_the_bias_adds_up_gives_the_same_error_where_all_clients_are_alike(seed, large):
+    """The cheap way and the general one, with the same probes, on a server whose adapter and ledger both move."""
+    shapes = {f"m.{i}.q": (70, 200) for i in range(20)} if large else products.SHAPES
+    start, after = products.adapter(seed, 4, shapes=shapes), products.adapter(seed + 1, 4, shapes=shapes)
+    after = {name: start[name] + 0.1 * tensor for name, tensor in after.items()}
+    ledgers = products.adapter(seed + 2, 2, shapes=shapes), products.adapter(seed + 3, 3, 0.3, shapes)
+    bias, error = AggregationBias(start, 5), AggregationError(start, ledgers[0], 2.0, 5)
+    assert bias.exact is error.exact is (not large)
+    deltas = [tensors.flatten(products.adapter(seed + 10 + k, 4, 0.05, shapes)) for k in range(4)]
+    for k, delta in enumerate(deltas):
+        bias.observe(ClientUpdate(f"c{k}", 1, 1 + k, 1.0 + k, delta))
+        error.observe(tensors.add(start, delta), ledgers[0], 2.0, 1.0 + k)
+    mean = tensors.mean((delta, 1.0 + k) for k, delta in enumerate(deltas))
+    cheap = bias.error(mean, after, ledgers, 2.0)["aggregation_error"]
+    assert cheap == pytest.approx(
+        error.report(after, ledgers[1], 2.0)["aggregation_error"], rel=1e-4 if not large else 0.5
+    )
+
+
+def test_federated_averaging_costs_a_client_no_second_look(monkeypatch):
+    def never(*args, **options):
+        raise AssertionError("a second sketch")
+
+    monkeypatch.setattr(AggregationError, "observe", never)
+    from fedit.rehearsal import fresh
+
+    adapter = fresh({"m.q": (8, 6)}, 2, 0)
+    server = replace(build_strategy("fedit", {}).init(adapter), scale=2.0)
+
+    class Engine:
+        def clients(self):
+            return [ClientInfo("a", 3), ClientInfo("b", 5)]
+
+        def run(self, tasks):
+            for k, task in enumerate(tasks):
+                delta = {n: torch.full_like(t, 0.1 + k) for n, t in task.broadcast.adapter.items()}
+                yield ClientUpdate(task.client_id, 1, 3 + 2 * k, 3.0 + 2 * k, delta, scale=2.0)
+
+    ((_, record),) = run_rounds(
+        server,
+        Engine(),
+        build_strategy("fedit", {}),
+        rounds=1,
+        cohort=lambda clients, round: [c.client_id for c in clients],
+        training=lambda round: LocalTraining(learning_rate=0.1, num_rounds=1, steps=1),
+        seed=0,
+    )
+    assert record.diagnostics["aggregation_error"] == pytest.approx(record.diagnostics["aggregation_bias"])
