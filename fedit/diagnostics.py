@@ -130,7 +130,7 @@ class AggregationBias:
         ledgers: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
         scale: float,
     ) -> dict[str, float]:
-        """Return what `AggregationError` does, where all clients started from the round's adapter and sent all of it.
+        """Return what `AggregationError` does, where all clients started from the round's adapter and sent it all.
 
         What was added up for the bias is enough then, so that a client costs nothing more.
 
@@ -346,7 +346,7 @@ def _seen(a: Tensor, probe: Tensor | None) -> Tensor:
 def _add_ledger(
     to: Tensor, group: _Group, ledger: Mapping[str, Tensor], probe: Tensor | None, sign: float
 ) -> None:
-    """Add what the probe sees of a ledger's products, times ``sign``, to float64 (count, out, columns) in place."""
+    """Add what the probe sees of a ledger's products, times ``sign``, to ``to``, float64 (count, out, columns)."""
     for place, module in enumerate(group.modules):
         if f"{module}.A" in ledger:
             a, b = ledger[f"{module}.A"], ledger[f"{module}.B"]

@@ -223,10 +223,10 @@ def test_models_that_nobody_has_as_a_whole_are_not_compared():
 
 
 @given(st.integers(0, 10**6), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_what_the_bias_adds_up_gives_the_same_error_where_all_clients_are_alike(seed, large):
-    """The cheap way and the general one, with the same probes, on a server whose adapter and ledger both move."""
-    shapes = {f"m.{i}.q": (70, 200) for i in range(20)} if large else products.SHAPES
+    """The cheap way and the general one, on a server whose adapter and ledger both move; sketches differ."""
+    shapes = {f"m.{i}.q": (300, 200) for i in range(20)} if large else products.SHAPES
     start, after = products.adapter(seed, 4, shapes=shapes), products.adapter(seed + 1, 4, shapes=shapes)
     after = {name: start[name] + 0.1 * tensor for name, tensor in after.items()}
     ledgers = products.adapter(seed + 2, 2, shapes=shapes), products.adapter(seed + 3, 3, 0.3, shapes)
@@ -238,9 +238,8 @@ def test_what_the_bias_adds_up_gives_the_same_error_where_all_clients_are_alike(
         error.observe(tensors.add(start, delta), ledgers[0], 2.0, 1.0 + k)
     mean = tensors.mean((delta, 1.0 + k) for k, delta in enumerate(deltas))
     cheap = bias.error(mean, after, ledgers, 2.0)["aggregation_error"]
-    assert cheap == pytest.approx(
-        error.report(after, ledgers[1], 2.0)["aggregation_error"], rel=1e-4 if not large else 0.5
-    )
+    general = error.report(after, ledgers[1], 2.0)["aggregation_error"]
+    assert cheap == pytest.approx(general, rel=0.1 if large else 1e-4)
 
 
 def test_federated_averaging_costs_a_client_no_second_look(monkeypatch):
