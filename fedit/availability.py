@@ -1,6 +1,7 @@
 """When clients can be asked: always, by day and night, or as a file says."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,12 +17,12 @@ AVAILABILITIES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Availability:
+class Availability(ABC):
     """When a client can be asked. Times are seconds of the virtual clock; without one, rounds before this one."""
 
+    @abstractmethod
     def wait(self, client_id: str, now: float, seed: int) -> float:
         """Return how long from ``now`` until the client can be asked: 0 at once, infinity never."""
-        raise NotImplementedError
 
     def check(self, clients: Sequence[str]) -> None:
         """Raise ``ConfigError`` if it does not fit these clients."""

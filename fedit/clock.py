@@ -1,6 +1,7 @@
 """A virtual clock for simulations: what a client's round would take on its device, from seeds and sizes alone."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -43,12 +44,12 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Devices:
+class Devices(ABC):
     """Which device each client has."""
 
+    @abstractmethod
     def device(self, client_id: str, seed: int) -> Device:
         """Return the client's device, the same in every round."""
-        raise NotImplementedError
 
     def check(self, clients: Sequence[str]) -> None:
         """Raise ``ConfigError`` if it does not fit these clients."""

@@ -1,6 +1,7 @@
 """What a round does with slow clients; durations are known before anybody trains, so none is trained in vain."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,7 +17,7 @@ Dropped = list[tuple[Asked, str]]
 
 
 @dataclass(frozen=True)
-class Stragglers:
+class Stragglers(ABC):
     """A policy for slow clients. A subclass is a frozen dataclass whose fields are its options."""
 
     @property
@@ -28,12 +29,12 @@ class Stragglers:
         """Return how many clients are asked where the updates of ``size`` are wanted."""
         return size
 
+    @abstractmethod
     def sort(self, asked: Sequence[Asked], size: int) -> tuple[list[Asked], Dropped, float]:
         """Return whose update is waited for, who is dropped and why, and the seconds that the round takes.
 
         asked: with their durations; size: updates that are wanted.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
