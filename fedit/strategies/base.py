@@ -42,12 +42,19 @@ class Strategy:
         return ServerState(round=0, adapter=adapter)
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        """Return what ``client`` is sent; ranks are cut here.
+        """Return what ``client`` is sent: all that `sends` names; ranks are cut here."""
+        adapter = server.adapter
+        if not all(self.sends(name, server) for name in adapter):
+            adapter = {name: tensor for name, tensor in adapter.items() if self.sends(name, server)}
+        return Broadcast(adapter, server.ledger, scale=server.scale)
 
-        Tensors left out cost nothing: the client takes them from what it kept, else from `init` of the
-        adapter that the run's seed gives.
+    def sends(self, name: str, server: ServerState) -> bool:
+        """Whether clients are sent this tensor.
+
+        What is left out costs nothing: the client takes it from what it kept, else from `init` of the adapter
+        that the run's seed gives.
         """
-        return Broadcast(server.adapter, server.ledger, scale=server.scale)
+        return self.shares(name)
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         """Return the next state; ``server`` itself must not change."""

@@ -47,10 +47,11 @@ class FedSB(Strategy):
         return ServerState(0, {**adapter, **ones})
 
     def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        server = _with_bases(server)
+        return super().broadcast(_with_bases(server), client)
+
+    def sends(self, name: str, server: ServerState) -> bool:
         known = self.bases == "random" or server.round == 0  # the seed gives A and B
-        sent = {name: tensor for name, tensor in server.adapter.items() if not known or name.endswith(".R")}
-        return Broadcast(sent, server.ledger, scale=server.scale)
+        return not known or name.endswith(".R")
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         server = _with_bases(server)

@@ -10,7 +10,7 @@ from typing import Self
 
 from fedit.strategies.base import Strategy
 from fedit.strategies.layers import LAST_HALF, check_pattern, check_split, count_layers, is_kept
-from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState
+from fedit.types import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,6 @@ class FedPer(Strategy):
         own = replace(self, num_layers=self.num_layers or count_layers(names))
         check_split("fedper", self.keep, map(own.shares, names))
         return own
-
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        shared = {name: tensor for name, tensor in server.adapter.items() if self.shares(name)}
-        return Broadcast(shared, server.ledger, scale=server.scale)
 
     def shares(self, name: str) -> bool:
         return not is_kept(name, self.keep, self.num_layers)

@@ -11,7 +11,7 @@ from typing import Self
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
 from fedit.strategies.layers import LAST_HALF, check_pattern, check_split, count_layers, is_kept
-from fedit.types import Broadcast, ClientInfo, ClientState, ClientTask, LocalTraining, Phase, ServerState
+from fedit.types import ClientState, ClientTask, LocalTraining, Phase
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class FedRep(Strategy):
         own = replace(self, num_layers=self.num_layers or count_layers(names))
         check_split("fedrep", self.keep, map(own.shares, names))
         return own
-
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        shared = {name: tensor for name, tensor in server.adapter.items() if self.shares(name)}
-        return Broadcast(shared, server.ledger, scale=server.scale)
 
     def phases(self, task: ClientTask, state: ClientState) -> Sequence[Phase]:
         return (

@@ -8,16 +8,11 @@ exports has the first one, zero, and so the base model's answers. What was learn
 from dataclasses import dataclass
 
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, ServerState
 
 
 @dataclass(frozen=True)
 class FedSALoRA(Strategy):
     """Average A and leave B with the clients; one that is new starts from B = 0."""
-
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        sent = {name: tensor for name, tensor in server.adapter.items() if self.shares(name)}
-        return Broadcast(sent, server.ledger, scale=server.scale)
 
     def shares(self, name: str) -> bool:
         return name.endswith(".A")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedit import lora, subspaces
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, ServerState, Tensors
+from fedit.types import ServerState, Tensors
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class FFALoRA(Strategy):
             factors[b], factors[a] = subspaces.orthonormal_rows(adapter[b], adapter[a])
         return ServerState(0, factors)
 
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        sent = {name: tensor for name, tensor in server.adapter.items() if name.endswith(".B")}
-        return Broadcast(sent, server.ledger, scale=server.scale)
+    def sends(self, name: str, server: ServerState) -> bool:
+        return name.endswith(".B")  # A stays as the run's seed drew it
 
     def trains(self, name: str, round: int) -> bool:
         return name.endswith(".B")

@@ -13,7 +13,7 @@ from fedit.screening import (
     refuse_two_factors,
 )
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState
+from fedit.types import LocalTraining, ServerState
 from fedit.updates import Updates
 
 
@@ -38,10 +38,8 @@ class Median(Strategy):
     def trains(self, name: str, round: int) -> bool:
         return name.endswith(".B")
 
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        # A stays as the run's seed drew it, and so need not travel.
-        moving = {name: tensor for name, tensor in server.adapter.items() if name.endswith(".B")}
-        return Broadcast(moving, server.ledger, scale=server.scale)
+    def sends(self, name: str, server: ServerState) -> bool:
+        return name.endswith(".B")  # A stays as the run's seed drew it
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         members = admit(

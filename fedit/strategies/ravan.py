@@ -15,7 +15,7 @@ from torch import Tensor
 from fedit import lora, seeds, subspaces
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState, Tensors
+from fedit.types import LocalTraining, ServerState, Tensors
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class Ravan(Strategy):
             found[f"{module}.H"], found[f"{module}.s"] = torch.cat(heads), torch.ones(len(heads), dtype=a.dtype)
         return ServerState(0, found)
 
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
-        sent = {name: tensor for name, tensor in server.adapter.items() if name.endswith(".H")}
-        return Broadcast(sent, server.ledger, scale=server.scale)
+    def sends(self, name: str, server: ServerState) -> bool:
+        return name.endswith(".H")
 
     def factors(self, adapter: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedit.errors import ConfigError
 from fedit.strategies.base import Strategy
-from fedit.types import Broadcast, ClientInfo, LocalTraining, ServerState
+from fedit.types import LocalTraining, ServerState
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,10 @@ class RoLoRA(Strategy):
 
     period: int = 1
 
-    def broadcast(self, server: ServerState, client: ClientInfo) -> Broadcast:
+    def sends(self, name: str, server: ServerState) -> bool:
         # Both factors, since a client may have missed rounds; but A is what the seed gives until its first phase
         # has begun.
-        trained_a = server.round > self.period
-        sent = {name: tensor for name, tensor in server.adapter.items() if trained_a or name.endswith(".B")}
-        return Broadcast(sent, server.ledger, scale=server.scale)
+        return server.round > self.period or name.endswith(".B")
 
     def trains(self, name: str, round: int) -> bool:
         phase = (round - 1) // self.period
