@@ -10,9 +10,7 @@ from quadratics import SIZE, joined, named, random_tensors
 
 from fedit.errors import ConfigError
 from fedit.strategies import build_strategy
-from fedit.strategies.fedadagrad import FedAdagrad
-from fedit.strategies.fedadam import FedAdam
-from fedit.strategies.fedyogi import FedYogi
+from fedit.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fedit.types import ClientUpdate, LocalTraining
 from fedit.updates import Updates
 
