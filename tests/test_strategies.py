@@ -139,8 +139,6 @@ def test_the_first_state_follows_from_the_adapter(strategy):
 
 
 def test_nothing_learnt_changes_nothing(strategy, server):
-    if type(strategy).__name__ in MOVES_ON_ITS_OWN:
-        pytest.skip(MOVES_ON_ITS_OWN[type(strategy).__name__])
     updates = [move(strategy, server, c, zeros(), 3 + i) for i, c in enumerate(names(strategy))]
     updates = [replace(u, delta={n: torch.zeros_like(t) for n, t in u.delta.items()}) for u in updates]
     assert_same_model(strategy, step(strategy, server, updates), server)
@@ -222,21 +220,14 @@ def test_a_state_survives_a_checkpoint(strategy, server, tmp_path):
     assert_close(one.ledger, two.ledger, 0)
 
 
+@pytest.mark.parametrize("strategy", [n for n in STRATEGIES if n != "fedsa_lora"], indirect=True)
 def test_what_clients_are_sent_stands_for_the_servers_model(strategy, server):
-    """Nobody starts from another model than the one that is evaluated, unless tensors are its own."""
+    """Nobody starts from another model than the one that is evaluated, unless it keeps tensors of its own."""
     after = replace(step(strategy, server, many(strategy, server)), round=1)
-    if type(strategy).__name__ in STARTS_ELSEWHERE or not all(map(strategy.shares, after.adapter)):
-        pytest.skip(STARTS_ELSEWHERE.get(type(strategy).__name__, "clients keep tensors of their own"))
     broadcast = strategy.broadcast(after, ClientInfo("a", 1))
     start = {**sent(strategy, after)}
     model = with_ledger(strategy.factors(start), broadcast.ledger)
     assert_close(effective(model, broadcast.scale), weights(strategy, after), 1e-5)
-
-
-MOVES_ON_ITS_OWN: dict[str, str] = {}
-"""Class of a strategy whose server moves without an update -> why."""
-STARTS_ELSEWHERE: dict[str, str] = {}
-"""Class of a strategy whose clients do not start from the server's model -> why."""
 
 
 def test_hyperparameters_are_immutable(strategy):
@@ -345,10 +336,11 @@ def test_a_server_rate_that_cannot_learn_is_refused(rate):
         FedIT(server_lr=rate).check(TRAINING)
 
 
+@pytest.mark.parametrize(
+    "strategy", [n for n in STRATEGIES if build_strategy(n, {}).takes_any_tensors], indirect=True
+)
 def test_a_strategy_that_takes_any_tensors_averages_what_is_no_factor(strategy):
     """What tuning=full or dora trains has other names and shapes; all of it moves, and agreement arrives."""
-    if not strategy.takes_any_tensors:
-        pytest.skip("made for LoRA's factors")
     start = {"m.magnitude": torch.ones(5), "m.weight": torch.full((4, 3), 0.5)}
     server = strategy.init(dict(start))
     assert all(strategy.uploads(name, 1) for name in start)
