@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedit.model.fast.attention import Heads
+from fedit.model.fast.frozen import Group
 from fedit.model.fast.head import Head
 from fedit.model.fast.layer import ACTIVATIONS, LayerSpec, Norm
-from fedit.model.fast.linear import Group
 
 Part = Any
 """A module of a transformers model; its attributes depend on its class, and a missing one is an AttributeError."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fedit.model.fast import attention, fused, linear, varlen
 from fedit.model.fast.attention import Heads, Masks, Rotation, SavedGroup
+from fedit.model.fast.frozen import Group
 from fedit.model.fast.layout import Layout
-from fedit.model.fast.linear import Dropout, Factors, Gradients, Group, Saved, Spans
+from fedit.model.fast.linear import Dropout, Factors, Gradients, Saved, Spans
 from fedit.model.fast.past import Past
 from fedit.model.fast.varlen import Bounds, Kernel, SavedRows
 
