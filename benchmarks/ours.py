@@ -13,8 +13,9 @@ import torch
 from fedit import settings, stacked
 from fedit.data.tokens import TokenRow
 from fedit.engines.inprocess import InProcess
+from fedit.job import Job
 from fedit.model.adapted import AdaptedModel
-from fedit.prepare import Job, prepare
+from fedit.prepare import prepare
 from fedit.process import set_environment, silence_libraries
 from fedit.rounds import run_rounds
 from fedit.training import LocalJob, Trainer

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from fedit.events import Event
+from fedit.job import Job
 from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
-from fedit.prepare import Job, check_strategy
+from fedit.prepare import check_strategy
 from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform

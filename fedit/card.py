@@ -4,8 +4,8 @@ from pathlib import Path
 
 from fedit.config import RunConfig
 from fedit.data.examples import fingerprint
+from fedit.job import Job
 from fedit.model.export import save_adapter
-from fedit.prepare import Job
 from fedit.runfolder import to_yaml
 from fedit.types import Tensors
 

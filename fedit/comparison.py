@@ -10,7 +10,7 @@ from fedit.errors import RunFolderError
 from fedit.events import EventLog, Listener
 from fedit.federation import Trained, read_trained, train
 from fedit.files import safe_name
-from fedit.prepare import Job
+from fedit.job import Job
 from fedit.report.summary import ArmResult
 from fedit.scoring import answer_held_out
 

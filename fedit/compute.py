@@ -16,8 +16,8 @@ from fedit.engines.processes import Processes
 from fedit.estimate import seconds_per_token
 from fedit.evaluation.generate import answers
 from fedit.evaluation.loss import RowLosses, row_losses
+from fedit.job import Job
 from fedit.model.fast.decode import Prompt
-from fedit.prepare import Job
 from fedit.store import ClientStore
 from fedit.types import ClientTask, Tensors
 from fedit.worker import Worker

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fedit.data.tokens import TokenRow
+from fedit.job import Job
 from fedit.objectives import negative_log_likelihood, num_tokens, rows_of
-from fedit.prepare import Job
 
 MEASURED_TOKENS = 256
 MEASURED_CLIENTS = 64

@@ -13,7 +13,7 @@ from fedit.engines.hostile import HostileClients
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
-from fedit.prepare import Job
+from fedit.job import Job
 from fedit.rounds import RoundRecord, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors

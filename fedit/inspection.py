@@ -7,15 +7,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fedit.config import RunConfig
+from fedit.corpus import load_corpus
 from fedit.data.check import QUANTILES, Audit, Piece, audit, show_example
 from fedit.data.examples import Corpus, Example
 from fedit.data.templates import get_template
 from fedit.data.tokens import TokenTable
 from fedit.errors import UserError
+from fedit.job import Job
 from fedit.model.loading import load_tokenizer
 from fedit.model.sources import resolve_model
 from fedit.objectives import rows_of
-from fedit.prepare import Job, load_corpus, prepare, tokens_of
+from fedit.prepare import prepare, tokens_of
 
 ADVICE: Mapping[str, str] = {
     "empty_answers": "a run leaves rows without an answer out; fill them, or name the answers' column with "

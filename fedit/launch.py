@@ -18,8 +18,9 @@ from fedit.estimate import estimate
 from fedit.events import SCHEMA, EventLog, Listener
 from fedit.federation import train
 from fedit.files import remove_leftovers, write_json, write_text
+from fedit.job import Job
 from fedit.personal import measure_personal
-from fedit.prepare import Job, default_threads, prepare
+from fedit.prepare import default_threads, prepare
 from fedit.report.run_report import run_report
 from fedit.report.summary import summarise, write_summary
 from fedit.report.write import write_report

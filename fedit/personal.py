@@ -16,7 +16,7 @@ from fedit.errors import RunFolderError
 from fedit.evaluation.loss import RowLosses
 from fedit.events import EventLog
 from fedit.files import read_json, write_json
-from fedit.prepare import Job
+from fedit.job import Job
 from fedit.report.record import PERSONAL
 from fedit.report.summary import ArmResult
 from fedit.scaling import lora_scale

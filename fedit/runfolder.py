@@ -18,7 +18,7 @@ from fedit.config import RunConfig
 from fedit.data.examples import fingerprint
 from fedit.errors import RunFolderError
 from fedit.files import read_json, reason
-from fedit.prepare import Job
+from fedit.job import Job
 
 LOCK = "run.lock"
 PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")

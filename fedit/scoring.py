@@ -13,9 +13,10 @@ from fedit.data.poison import SECRET, TARGET, Obedience, policy_rows, says, trig
 from fedit.data.statistics import per_client_loss, summary
 from fedit.evaluation.grading import grade, reference_check
 from fedit.evaluation.loss import LossReport, RowLosses
+from fedit.hostility import POLICY_ROWS
+from fedit.job import Job
 from fedit.model.fast.decode import Prompt
 from fedit.objectives import PreferenceOptimisation
-from fedit.prepare import POLICY_ROWS, Job
 from fedit.types import Tensors
 
 MOST_CLIENTS_NAMED = 1000

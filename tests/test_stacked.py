@@ -182,9 +182,9 @@ def test_clients_are_stacked_until_a_pass_is_full():
 
 def test_a_round_has_a_stack_for_every_core(make_config, monkeypatch):
     """One wide stack would keep one core busy and leave the others idle."""
-    monkeypatch.setattr("fedit.prepare.places", lambda device, threads: 2)
+    monkeypatch.setattr("fedit.job.places", lambda device, threads: 2)
     widths = {n: prepare(make_config(num_clients=n, num_workers=w)).stack_width for n, w in ((3, 1), (6, 2))}
     assert widths == {3: 2, 6: 3}
     assert prepare(make_config(stack_clients=5)).stack_width == 5
-    monkeypatch.setattr("fedit.prepare.places", lambda device, threads: 64)
+    monkeypatch.setattr("fedit.job.places", lambda device, threads: 64)
     assert prepare(make_config()).stack_width == 1

@@ -11,7 +11,7 @@ from fedit.cli.output import AsJson, console, notes, print_json, working
 if TYPE_CHECKING:
     from fedit.config import RunConfig
     from fedit.data.manifest import Partition
-    from fedit.prepare import Job
+    from fedit.job import Job
 
 app = typer.Typer(
     name="data",

@@ -11,7 +11,7 @@ from fedit.cli.output import plain_table
 from fedit.config import RunConfig
 from fedit.data.check import Audit, Finding
 from fedit.inspection import ADVICE, Inspection, Lengths, Shown, lengths, quantile_names, total
-from fedit.prepare import Job
+from fedit.job import Job
 
 MOST_CLIENTS_SHOWN = 30
 MOST_CATEGORIES_SHOWN = 12

@@ -1,9 +1,6 @@
 """``fedit list``: the names that settings accept, found without importing anything heavy."""
 
-import ast
-import importlib.util
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from fedit.cli.output import AsJson, console, plain_table, print_json, working
+from fedit.cli.sources import described
 from fedit.errors import ConfigError, UnknownName
 
 EPILOG = """Examples:
@@ -27,9 +25,6 @@ fedit list strategies --model smollm2-135m-instruct --lora_r 8
 fedit list partitions --json
 
 fedit list settings"""
-
-_REFERENCE = re.compile(r"\(([^()]*arXiv:[^()]*)\)")
-_FIELD = re.compile(r"^(\w+): (.*)$")
 
 _SCHEDULES = {
     "constant": "the same learning rate throughout",
@@ -269,64 +264,9 @@ KINDS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
 
 
 def _classes(table: Mapping[str, str]) -> list[Entry]:
-    return [_class(name, *target.split(":")) for name, target in table.items()]
-
-
-def _class(name: str, module: str, attribute: str) -> Entry:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"'{name}': there is no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    head = ast.get_docstring(tree) or ""
-    own = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute)
-    described = ast.get_docstring(own) or head
-    said = _described_fields(described)
-    options = {
-        node.target.id: {
-            "default": _literal(node.value),
-            "help": said.get(node.target.id, ""),
-        }
-        for node in own.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_option(node)
-    }
-    reference = _REFERENCE.search(" ".join(head.split()))
-    title = " ".join(head.split("\n\n")[0].split())
-    facts: dict[str, object] = {
-        "title": _REFERENCE.sub("", title).replace(" .", ".").strip(),
-        "paper": reference[1] if reference else "",
-        "options": options,
-    }
-    return Entry(name, described.splitlines()[0] if described else "", facts)
-
-
-def _is_option(node: ast.AnnAssign) -> bool:
-    """Return whether an annotated name is a field; what belongs to the class says so with ``ClassVar``."""
-    return "ClassVar" not in ast.unparse(node.annotation)
-
-
-def _literal(value: ast.expr | None) -> object:
-    if value is None:
-        return None
-    try:
-        literal: object = ast.literal_eval(value)
-    except ValueError:
-        return ast.unparse(value)  # an expression: shown as it is written
-    return literal
-
-
-def _described_fields(docstring: str) -> dict[str, str]:
-    """Return what a class docstring says about its fields, as lines "name: text" that may go on indented."""
-    found: dict[str, str] = {}
-    current = ""
-    for line in docstring.splitlines()[1:]:
-        if match := _FIELD.match(line):
-            current = match[1]
-            found[current] = match[2]
-        elif line.startswith(" ") and current:
-            found[current] += " " + line.strip()
-        else:
-            current = ""
-    return found
+    """Return what the classes of a table say of themselves."""
+    found = {name: described(*target.split(":")) for name, target in table.items()}
+    return [Entry(name, summary, facts) for name, (summary, facts) in found.items()]
 
 
 def _choices(annotation: object) -> list[str]:

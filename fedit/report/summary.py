@@ -10,7 +10,7 @@ from fedit.data.examples import Example, row_id
 from fedit.events import Event
 from fedit.federation import Trained, totals
 from fedit.files import write_json, write_text
-from fedit.prepare import Job
+from fedit.job import Job
 from fedit.report.numbers import shrunk
 from fedit.report.pictures import category_curves, learning_curves, partition_figure
 from fedit.report.record import COUNTS

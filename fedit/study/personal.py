@@ -12,8 +12,8 @@ from fedit.compute import Compute, Part
 from fedit.errors import RunFolderError
 from fedit.evaluation.loss import RowLosses
 from fedit.files import read_json, write_json
+from fedit.job import Job
 from fedit.personal import TOGETHER, personal_models, runnable
-from fedit.prepare import Job
 from fedit.report.record import PERSONAL, number, numbers
 from fedit.scoring import per_client
 from fedit.strategies.base import Strategy

@@ -8,7 +8,7 @@ from fedit.config import StudyConfig
 from fedit.errors import ConfigError, did_you_mean
 from fedit.estimate import estimate, tokens_of_client
 from fedit.files import safe_name
-from fedit.prepare import Job
+from fedit.job import Job
 
 BASE = "base"
 KINDS = 3

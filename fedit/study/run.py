@@ -17,10 +17,11 @@ from fedit.evaluation.questions import Question, load_questions, questions_sha25
 from fedit.events import EventLog, Listener
 from fedit.federation import read_trained, totals
 from fedit.files import read_json, write_json, write_text
+from fedit.job import Job
 from fedit.launch import compute_of, pool_of
 from fedit.model.export import is_exported
 from fedit.model.fast.decode import Prompt
-from fedit.prepare import Job, prepare
+from fedit.prepare import prepare
 from fedit.report.write import write_report
 from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
 from fedit.settings import Settings

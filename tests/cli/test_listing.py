@@ -84,6 +84,13 @@ def test_a_strategy_tells_its_paper_and_options(fedit):
     assert "step towards the mean" in found["options"]["server_lr"]["help"]
 
 
+def test_every_strategy_tells_its_paper_and_says_its_options_in_one_line(fedit):
+    for entry in read(fedit, "strategies"):
+        assert "arXiv:" in entry["paper"], entry["name"]
+        for option in entry["options"].values():
+            assert option["help"] == " ".join(option["help"].split()) != ""
+
+
 def test_a_strategy_tells_what_its_code_does(fedit):
     found = next(entry for entry in read(fedit, "strategies") if entry["name"] == "fedit")
     assert found["arxiv"] == ["2305.05644"]
