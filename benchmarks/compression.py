@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TypeVar
 
@@ -87,8 +87,9 @@ def real_updates(job_name: str, rounds: int, changes: list[str]) -> tuple[Tensor
     """Return the adapter of the last round, and the updates that clients send from it."""
     job = prepare(settings.load(job_name, ["num_workers=1", *changes]).config, num_threads=1)
     arm = arms.federated(job)
-    engine = Keeping(Worker(job.model, arms.ArmRows(job, arm), arm.strategy, seed=job.config.seed))
-    server: ServerState = arm.strategy.init(job.model.initial(job.config.seed))
+    engine = Keeping(Worker(job.model, arms.ArmRows(job, arm.clients), arm.strategy, seed=job.config.seed))
+    start = arm.strategy.init(job.model.initial(job.config.seed))
+    server: ServerState = replace(start, scale=job.config.scale)
     states = run_rounds(
         server,
         engine,

@@ -123,7 +123,7 @@ def one_round(job: Job, row: TokenRow, steps: int, clients: int) -> tuple[float,
     """Return the CPU and wall seconds of one client's share of a round."""
     worker = Worker(job.model, {f"c{i:05d}": [row] for i in range(clients)}, job.strategy, seed=0)
     training = LocalTraining(1e-4, num_rounds=1, steps=steps, batch_size=1)
-    server = job.strategy.init(job.model.initial(0))
+    server = replace(job.strategy.init(job.model.initial(0)), scale=job.config.scale)
     cpu, wall = time.process_time(), time.perf_counter()
     loop = run_rounds(
         server,

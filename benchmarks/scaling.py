@@ -6,6 +6,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def population(clients: int, most: int = PER_ROUND) -> dict[str, float]:
         training = LocalTraining(1e-3, num_rounds=ROUNDS, steps=1, batch_size=1)
         per_round = min(most, clients)
         for _ in run_rounds(
-            strategy.init(model.initial(0)),
+            replace(strategy.init(model.initial(0)), scale=model.scale),
             InProcess(worker),
             strategy,
             rounds=ROUNDS,
