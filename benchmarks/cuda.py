@@ -29,6 +29,8 @@ from benchmarks.history import append, machine
 from benchmarks.ours import ALPHA, RANK, TARGETS, token_row, train
 from fedit.data.tokens import TokenRow
 from fedit.model.adapted import AdaptedModel
+from fedit.model.fast import varlen
+from fedit.model.fast.attention import Heads
 from fedit.model.loading import Base
 from fedit.model.sources import ModelSource
 from fedit.process import set_environment, silence_libraries
@@ -41,6 +43,8 @@ SHAPES = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
+ROWS = "rows"
+"""Under this name transformers finds `attend_rows`."""
 VOCABULARY = {"7b": 32_000, "1b": 128_256, "tiny": 512}
 SMALL_TOKENS, SMALL_CLIENTS = 64, 16
 Rows = list[TokenRow]
@@ -59,7 +63,7 @@ class Setting:
     dtype: torch.dtype
     bits: int
 
-    def base(self) -> transformers.PreTrainedModel:
+    def base(self, attention: str = "sdpa") -> transformers.PreTrainedModel:
         """Return a frozen model of random weights on the device."""
         config = transformers.AutoConfig.for_model(
             "llama", vocab_size=VOCABULARY[self.shape], max_position_embeddings=4096, **SHAPES[self.shape]
@@ -67,15 +71,41 @@ class Setting:
         torch.manual_seed(0)
         with self.device:
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=self.dtype, attn_implementation=attention()
+                config, dtype=self.dtype, attn_implementation=attention
             )
         model.requires_grad_(False).eval()
         return quantise(model, self.dtype) if self.bits == 4 else model
 
 
-def attention() -> str:
+def attention_of(*, packed: bool) -> str:
     """Return the fastest attention that transformers has here."""
-    return "flash_attention_2" if transformers.utils.is_flash_attn_2_available() else "sdpa"
+    if transformers.utils.is_flash_attn_2_available():
+        return "flash_attention_2"
+    if packed and torch.cuda.is_available():
+        transformers.AttentionInterface.register(ROWS, attend_rows)
+        return ROWS
+    return "sdpa"
+
+
+def attend_rows(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend by PyTorch's FlashAttention over packed rows, so that the Trainer has what flash-attn would give it.
+
+    query, key, value: (1, heads, tokens, dim), as transformers calls an implementation.
+    """
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    heads = Heads(q.shape[1], k.shape[1], q.shape[2], scaling, None, None)
+    return varlen.flash(q, k, v, varlen.Bounds(cu_seq_lens_q, max_length_q), heads)[None], None
 
 
 def quantise(model: transformers.PreTrainedModel, dtype: torch.dtype) -> transformers.PreTrainedModel:
@@ -92,7 +122,7 @@ def quantise(model: transformers.PreTrainedModel, dtype: torch.dtype) -> transfo
                     module.in_features, module.out_features, False, compute_dtype=dtype, quant_type="nf4"
                 )
                 packed.weight = bitsandbytes.nn.Params4bit(
-                    module.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=packed
+                    module.weight.data, requires_grad=False, quant_type="nf4", module=packed
                 )
                 packed.support_avx512bf16_for_cpu = False  # see fedit/model/loading.py
                 setattr(parent, name, packed.to(device))
@@ -166,7 +196,7 @@ def stacked(setting: Setting) -> dict[str, float]:
 def theirs(setting: Setting, rows: Rows, micro_batch: int, *, packed: bool) -> dict[str, float]:
     """Train transformers' and PEFT's way: a Trainer over padded micro-batches, or over rows packed into one."""
     model = peft.get_peft_model(
-        setting.base(),
+        setting.base(attention_of(packed=packed)),
         peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM"),
     )
     for name, parameter in model.named_parameters():
@@ -211,12 +241,16 @@ def padding(batch: list[dict]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def packing(batch: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows in one line whose positions begin anew, which is how transformers knows them apart."""
+def packing(batch: list[dict]) -> dict[str, torch.Tensor | int]:
+    """Rows in one line whose positions begin anew, which is how transformers knows them apart, and their bounds."""
     ids = torch.tensor([i for row in batch for i in row["input_ids"]])
     labels = torch.tensor([i for row in batch for i in [-100, *row["labels"][1:]]])
     positions = torch.cat([torch.arange(len(row["input_ids"])) for row in batch])
-    return {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None]}
+    packed = {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None]}
+    lengths = [len(row["input_ids"]) for row in batch]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    kernel = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": max(lengths)}
+    return {**packed, **kernel, "max_length_k": max(lengths)}
 
 
 def product_peak(setting: Setting, rows: int) -> float:
@@ -315,7 +349,7 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result = run(arguments.shape, device, dtype, arguments.tokens, arguments.bits)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
-    result |= {"kind": "cuda", "shape": arguments.shape, "gpu": gpu, "attention_of_trainer": attention()}
+    result |= {"kind": "cuda", "shape": arguments.shape, "gpu": gpu, "attention_of_trainer": attention_of(packed=True)}
     result["versions"] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -93,9 +93,7 @@ def _join(states: Sequence[Tensors], device: torch.device) -> Tensors:
     """Return the state of one run from those of its factors."""
     joined: Tensors = {}
     for key, value in states[0].items():
-        # A counter stays where the optimizer keeps it; moments follow their parameter.
-        if value.dim():
-            joined[key] = torch.cat([state[key].reshape(-1) for state in states]).to(device)
-        else:
-            joined[key] = value.clone()
+        # Fused AdamW has its counter beside the moments, on the parameter's device.
+        flat = torch.cat([state[key].reshape(-1) for state in states]) if value.dim() else value.clone()
+        joined[key] = flat.to(device)
     return joined

@@ -1,4 +1,9 @@
-"""Compares fused steps, compiled, with themselves as written; a script: compiling imports what others warn of."""
+"""Compares fused steps, compiled, with themselves as written; a script: compiling imports what others warn of.
+
+Its argument is the device, the CPU where there is none.
+"""
+
+import sys
 
 import torch
 
@@ -29,13 +34,14 @@ def steps():
     }
 
 
-def compare(name):
-    """Fail where a result, or an argument that is written into, differs."""
+def compare(name, device):
+    """Fail where a result on the device, or an argument that is written into, differs."""
     (function, arguments), (_, again) = steps()[name], steps()[name]
+    again = tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in again)
     found, expected = _tuple(function.compiled(*again)), _tuple(function(*arguments))
     for one, other in zip(found + again, expected + arguments, strict=True):
         if isinstance(one, torch.Tensor):
-            torch.testing.assert_close(one, other, rtol=2e-2 if one.dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+            torch.testing.assert_close(one.cpu(), other, rtol=2e-2 if one.dtype == torch.bfloat16 else 1e-5, atol=1e-3)
 
 
 def _tuple(found):
@@ -44,5 +50,5 @@ def _tuple(found):
 
 if __name__ == "__main__":
     for name in steps():
-        compare(name)
+        compare(name, *(sys.argv[1:] or ["cpu"]))
         print(name, flush=True)  # noqa: T201

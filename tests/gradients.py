@@ -62,8 +62,9 @@ def gradients(model, rows):
 def distance(found, expected):
     """Return the relative Euclidean distance over all tensors together."""
     assert set(found) == set(expected)
-    error = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in found)
-    return (error / sum(float(expected[n].double().square().sum()) for n in expected)) ** 0.5
+    found, expected = ({n: t.double().cpu() for n, t in side.items()} for side in (found, expected))
+    error = sum(float((found[n] - expected[n]).square().sum()) for n in found)
+    return (error / sum(float(expected[n].square().sum()) for n in expected)) ** 0.5
 
 
 def with_prefix(rows, length):

@@ -3,8 +3,11 @@
 The kernel is differentiated by PyTorch; everything around it is fedit's own pass.
 """
 
+import functools
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,10 +61,22 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, heads: Heads) -> Tens
         bounds.longest,
         scale=heads.scale,
         window_size=(back, 0),
-        enable_gqa=heads.queries != heads.keys,
+        **_grouped(heads),
     )
     assert isinstance(output, Tensor)  # a pair only where more was asked for
     return output
+
+
+def _grouped(heads: Heads) -> dict[str, bool]:
+    """Return how PyTorch is told that several queries share a key; before 2.12 it need not be told."""
+    return {"enable_gqa": heads.queries != heads.keys} if _is_told_of_groups() else {}
+
+
+@functools.cache
+def _is_told_of_groups() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def choose(heads: Sequence[Heads], dtype: torch.dtype, device: torch.device) -> Kernel | None:
@@ -102,10 +117,25 @@ def forward(
 def backward(d_output: Tensor, saved: SavedRows, heads: Heads, rotation: Rotation | None) -> Tensor:
     """Return the gradient of qkv (tokens, width) for that of the output (tokens, queries * dim)."""
     upstream = d_output.view(saved.output.shape)
-    dq, dk, dv = torch.autograd.grad(saved.output, (saved.q, saved.k, saved.v), upstream)
+    with _fixed_order():
+        dq, dk, dv = torch.autograd.grad(saved.output, (saved.q, saved.k, saved.v), upstream)
     if rotation is not None:
         dq, dk = (fused.turn(part, rotation.cos, -rotation.sin) for part in (dq, dk))
     return torch.cat([part.flatten(1) for part in (dq, dk, dv)], dim=1)
+
+
+@contextmanager
+def _fixed_order() -> Iterator[None]:
+    """Let the kernel add up gradients in one order, so that a run can be repeated bit for bit."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]  # a property
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[assignment]
 
 
 def _split(qkv: Tensor, heads: Heads) -> list[Tensor]:
