@@ -242,7 +242,7 @@ def padding(batch: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def packing(batch: list[dict]) -> dict[str, torch.Tensor | int]:
-    """Rows in one line whose positions begin anew, which is how transformers knows them apart, and their bounds."""
+    """Rows in one line, and their bounds; positions begin anew, which is how transformers knows them apart."""
     ids = torch.tensor([i for row in batch for i in row["input_ids"]])
     labels = torch.tensor([i for row in batch for i in [-100, *row["labels"][1:]]])
     positions = torch.cat([torch.arange(len(row["input_ids"])) for row in batch])
@@ -349,7 +349,12 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result = run(arguments.shape, device, dtype, arguments.tokens, arguments.bits)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
-    result |= {"kind": "cuda", "shape": arguments.shape, "gpu": gpu, "attention_of_trainer": attention_of(packed=True)}
+    result |= {
+        "kind": "cuda",
+        "shape": arguments.shape,
+        "gpu": gpu,
+        "attention_of_trainer": attention_of(packed=True),
+    }
     result["versions"] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

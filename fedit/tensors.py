@@ -37,6 +37,15 @@ class Layout:
         places = zip(self.names, self.shapes, self.strides, self.offsets, strict=True)
         return {name: buffer.as_strided(shape, stride, start + at) for name, shape, stride, at in places}
 
+    def stacked_views(self, buffer: Tensor) -> Tensors:
+        """Return name -> view (count, *shape) of ``buffer`` (count, size), one set on top of the other."""
+        start, (count, _), (step, _) = buffer.storage_offset(), buffer.shape, buffer.stride()
+        places = zip(self.names, self.shapes, self.strides, self.offsets, strict=True)
+        return {
+            name: buffer.as_strided((count, *shape), (step, *stride), start + at)
+            for name, shape, stride, at in places
+        }
+
 
 class Flat(dict[str, Tensor]):
     """Named tensors that are views of one contiguous buffer, in ascending order of their names.
@@ -61,6 +70,10 @@ class Flat(dict[str, Tensor]):
     def clone(self) -> "Flat":
         """Return a copy with a buffer of its own."""
         return Flat(self.layout, self.buffer.clone())
+
+    def to(self, device: torch.device) -> "Flat":
+        """Return a copy with a buffer of its own on ``device``."""
+        return Flat(self.layout, self.buffer.to(device, copy=True))
 
     def matches(self, other: Mapping[str, Tensor]) -> bool:
         """Return whether ``other`` is flat with the same names, shapes, dtype and device."""

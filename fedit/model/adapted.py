@@ -123,7 +123,7 @@ class AdaptedModel:
 
     def parameters_of(self, adapter: Mapping[str, Tensor]) -> Parameters:
         """Return trainable copies of ``adapter`` on the model's device, apart from the loaded one."""
-        return Parameters(tensors.flatten(self.on_device(adapter)).clone())
+        return Parameters(tensors.flatten(adapter).to(self.device))
 
     def load(
         self,
@@ -149,7 +149,7 @@ class AdaptedModel:
             raise ModelError(f"a ledger corrects the layers under LoRA factors; tuning={self.kind.name} has none")
         self._ledger = self.on_device({**(ledger or {}), **inner})
         if any(adapter[name].shape != parameter.shape for name, parameter in self.parameters.items()):
-            self.parameters = Parameters(tensors.flatten(self.on_device(adapter)).clone(), dict(self.parameters))
+            self.parameters = Parameters(tensors.flatten(adapter).to(self.device), dict(self.parameters))
         else:
             self.parameters.load(adapter)
         self._use_scale(self.scale_of(adapter) if scale is None else scale)

@@ -83,13 +83,12 @@ def load_base(
     precision = choose_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
     options: dict[str, object] = {"dtype": precision, "local_files_only": True, "use_safetensors": True}
-    if attention is not None:
-        options["attn_implementation"] = attention
     if bits != 16:
         options["quantization_config"] = _quantization(bits, precision, target)
         options["device_map"] = {"": target}
     try:
-        options["config"] = _without_dropout(AutoConfig.from_pretrained(source.path, local_files_only=True))
+        config = _without_dropout(AutoConfig.from_pretrained(source.path, local_files_only=True))
+        options |= {"config": config, "attn_implementation": attention or _attention(config)}
         loaded = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -127,6 +126,14 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
         if isinstance(value, float) and ("dropout" in name or name.endswith(("_pdrop", "layerdrop"))):
             setattr(config, name, 0.0)
     return config
+
+
+def _attention(config: PretrainedConfig) -> str | None:
+    """Return the attention that transformers must not choose itself; None: it may.
+
+    Its version 5.17 gives models whose scores have a cap (Gemma 2) a kernel that leaves the cap out.
+    """
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _quantization(bits: int, dtype: torch.dtype, device: torch.device) -> object:

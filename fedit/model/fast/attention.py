@@ -52,12 +52,17 @@ class SavedGroup:
 
 
 class Rotation:
-    """Rotary positions of every slot, as (slots, rotated pairs) cosines and sines; none where a layer has none."""
+    """Rotary positions of every slot, as (slots, rotated pairs) cosines and sines; none where a layer has none.
+
+    signed, back: (slots, 2, pairs), what each half of a head is given of the other: forward and backward.
+    """
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         half = cos.shape[-1] // 2
         self.half = half
         self.cos, self.sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
+        self.signed = torch.stack([-self.sin, self.sin], 1)
+        self.back = -self.signed
 
     def apply(self, x: Tensor, out: Tensor, start: int, scale: float, *, inverse: bool = False) -> None:
         """Write the rotated and scaled x into ``out``; both (count, length, ..., dim), slots from ``start`` on."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedit.data.tokens import TokenRow
 from fedit.model.fast.layout import Layout, lay_out
-from fedit.model.fast.model import FastModel, Pass, SavedLayer, Staged
+from fedit.model.fast.model import FastModel, Pass, SavedLayer
 from fedit.model.fast.past import GROWTH, Past
+from fedit.model.fast.staging import Staged
 
 SPARSE = 0.75
 """Rows that have ended leave the batch when no more than this share goes on: leaving copies keys and values."""

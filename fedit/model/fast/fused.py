@@ -1,6 +1,7 @@
 """Elementwise steps of the fast path, each compiled into one kernel on a GPU, where passes over memory decide.
 
-On a CPU they run as they are written: compiled ones were no faster there, and need a C++ compiler.
+On a CPU, and for few tokens, they run as they are written: compiled ones were no faster on a CPU, and need a C++
+compiler.
 """
 
 import functools
@@ -18,29 +19,44 @@ log = logging.getLogger(__name__)
 COMPILE = "FEDIT_COMPILE"
 """Environment variable that keeps `torch.compile` from being used where it says "0"."""
 
+WORTH = 2**23
+"""Entries of the first tensor from which a step is compiled: below, the call takes longer than the step itself."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function of tensors, the first of which tells the device: compiled on CUDA, as written elsewhere.
+    """Decorate a function of tensors: compiled where the first is large and on CUDA, as written elsewhere.
 
     ``compiled`` of the result is the compiled function, whatever the device.
     """
 
     @functools.cache
-    def compiled() -> Callable[P, R]:
-        return torch.compile(function, dynamic=True)
+    def made() -> Callable[P, R]:
+        return torch.compile(function)
+
+    def compiled(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Tokens differ from call to call, widths do not: dividing indices by a constant is several times faster.
+        tokens = args[0].shape[0]  # type: ignore[attr-defined]
+        for argument in args:
+            if isinstance(argument, Tensor) and argument.dim() and argument.shape[0] == tokens:
+                torch._dynamo.maybe_mark_dynamic(argument, 0)
+        return made()(*args, **kwargs)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
-        if isinstance(first, Tensor) and first.is_cuda and can_compile():
-            return compiled()(*args, **kwargs)
-        return function(*args, **kwargs)
+        run = compiled if isinstance(first, Tensor) and compiles(first) else function
+        return run(*args, **kwargs)
 
-    call.compiled = lambda *args, **kwargs: compiled()(*args, **kwargs)  # type: ignore[attr-defined]
+    call.compiled = compiled  # type: ignore[attr-defined]
     return call
+
+
+def compiles(x: Tensor) -> bool:
+    """Whether a step whose first tensor is x is compiled."""
+    return x.is_cuda and x.numel() >= WORTH and can_compile()
 
 
 @functools.cache
@@ -96,15 +112,16 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 
 @fused
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (tokens, heads, dim), its first columns turned by angles (tokens, pairs) as rotary positions are.
+def turn(x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
+    """Return x (tokens, heads, dim), its first columns turned by angles as rotary positions are.
 
-    Su et al., 2021, arXiv:2104.09864; the halves of the turned columns are pairs, as transformers has them.
+    cos: (tokens, pairs); signed: (tokens, 2, pairs), minus and plus the sines. The halves of the turned columns
+    are pairs, as transformers has them. Su et al., 2021, arXiv:2104.09864.
     """
     half = cos.shape[-1]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([low * cos - high * sin, high * cos + low * sin, rest], dim=-1)
+    pairs = x[..., : 2 * half].unflatten(-1, (2, half))
+    turned = (pairs * cos[:, None, None] + pairs.flip(-2) * signed.unsqueeze(1)).flatten(-2)
+    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], dim=-1)
 
 
 @fused

@@ -49,12 +49,13 @@ class Gate:
 
     opened:   (gate) -> f(gate).
     gated:    (gate and up) -> f(gate) * up.
-    backward: (gradient of the product, which is overwritten; gate and up; f(gate)) -> gradient of gate and up.
+    backward: (gradient of the product, which may be overwritten; gate and up; f(gate), None: it is computed again)
+              -> gradient of gate and up.
     """
 
     opened: Callable[[Tensor], Tensor]
     gated: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     @classmethod
     def of(cls, forward: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]) -> "Gate":
@@ -64,8 +65,10 @@ class Gate:
             gate, up = gate_up.chunk(2, dim=1)
             return forward(gate).mul_(up)
 
-        def backward(d_gated: Tensor, gate_up: Tensor, opened: Tensor) -> Tensor:
+        def backward(d_gated: Tensor, gate_up: Tensor, opened: Tensor | None) -> Tensor:
             gate, up = gate_up.chunk(2, dim=1)
+            if opened is None:
+                return torch.cat([slope(d_gated * up, gate), d_gated * forward(gate)], dim=1)
             found = torch.empty_like(gate_up)
             d_gate, d_up = found.chunk(2, dim=1)
             d_up.copy_(d_gated).mul_(opened)
@@ -301,11 +304,15 @@ def feed_backward(
         dy = spec.mlp_after.backward(dx, *saved.out)
     dy = dy.to(context.dtype)
     gate, up = saved.gate_up.chunk(2, dim=1)
-    opened = spec.gate.opened(gate)
+    # Where steps are compiled, computing it again costs nothing, and keeping it memory.
+    opened = None if fused.compiles(saved.gate_up) else spec.gate.opened(gate)
+    middle = None
+    if factors[3] is not None:
+        middle = spec.gate.gated(saved.gate_up) if opened is None else opened * up
     d_gated = linear.backward(
         spec.down,
         factors[3],
-        opened * up if factors[3] is not None else None,
+        middle,
         dy,
         saved.down,
         spans,

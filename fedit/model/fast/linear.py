@@ -1,13 +1,12 @@
 """Low-rank updates of frozen linear layers: small products beside the one that a group's layers share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedit.model.fast.frozen import Group
-from fedit.types import LEDGER
 
 Gradients = list[dict[str, Tensor]]
 """Per client: canonical name -> gradient in the adapter's own precision."""
@@ -144,66 +143,6 @@ class Dropout:
         ]
 
 
-def stage(group: Group, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Factors | None:
-    """Return the factors of all clients for ``group`` in its compute dtype; None where it has none."""
-    if not group.adapted:
-        return None
-    names = [name for name, _, _ in group.adapted]
-    own_ranks = [[adapter[f"{name}.A"].shape[0] for name in names] for adapter in adapters]
-    ranks = [max(own) for own in zip(*own_ranks, strict=True)]
-    a, b = [], []
-    factor: Tensor | float = scales[0]
-    if len(set(scales)) > 1:
-        first = adapters[0][f"{names[0]}.A"]
-        factor = torch.tensor(scales, dtype=first.dtype).view(-1, 1, 1).to(first.device)
-    for name, rank in zip(names, ranks, strict=True):
-        a.append(torch.stack([_filled(adapter[f"{name}.A"], 0, rank) for adapter in adapters]))
-        own = torch.stack([_filled(adapter[f"{name}.B"], 1, rank) for adapter in adapters])
-        b.append((own * factor).to(group.dtype))
-    return Factors(
-        (a[0] if len(a) == 1 else torch.cat(a, 1)).to(group.dtype),
-        b,
-        ranks,
-        own_ranks,
-        factor,
-        [[adapter[f"{name}.A"].requires_grad for name in names] for adapter in adapters],
-        [[adapter[f"{name}.B"].requires_grad for name in names] for adapter in adapters],
-        _stage_ledger(group, adapters),
-    )
-
-
-def _stage_ledger(group: Group, adapters: Sequence[Mapping[str, Tensor]]) -> Ledger | None:
-    names = [f"{LEDGER}{name}" for name, _, _ in group.adapted]
-    if not any(f"{name}.A" in adapter for adapter in adapters for name in names):
-        return None
-    held = [[_ledger_of(adapter, name, place) for name, place in zip(names, group.adapted, strict=True)]
-            for adapter in adapters]  # fmt: skip
-    if all(one[0] is other[0] for own in held for one, other in zip(own, held[0], strict=True)):
-        held = held[:1]
-    ranks = [max(own[place][0].shape[0] for own in held) for place in range(len(names))]
-    a = [torch.stack([_filled(own[place][0], 0, rank) for own in held]) for place, rank in enumerate(ranks)]
-    b = [torch.stack([_filled(own[place][1], 1, rank) for own in held]) for place, rank in enumerate(ranks)]
-    return Ledger(torch.cat(a, 1).to(group.dtype), [own.to(group.dtype) for own in b], ranks)
-
-
-def _ledger_of(adapter: Mapping[str, Tensor], name: str, place: tuple[str, int, int]) -> tuple[Tensor, Tensor]:
-    """Return the factors of a layer's correction, of rank 0 where it has none."""
-    if f"{name}.A" in adapter:
-        return adapter[f"{name}.A"], adapter[f"{name}.B"]
-    own, low, high = place
-    a = adapter[f"{own}.A"]
-    return a.new_zeros(0, a.shape[1]), a.new_zeros(high - low, 0)
-
-
-def _filled(factor: Tensor, side: int, rank: int) -> Tensor:
-    """Return a factor with zeros up to ``rank``."""
-    factor = factor.detach()
-    missing = rank - factor.shape[side]
-    if missing == 0:
-        return factor
-    return torch.nn.functional.pad(factor, (0, 0, 0, missing) if side == 0 else (0, missing))
-
-
 def forward(
     group: Group,
     factors: Factors | None,
@@ -265,13 +204,19 @@ def backward(
         own = upstream[:, :, low:high]
         torch.bmm(own, factors.b[place], out=du_own)
         if any(trains[place] for trains in factors.trains_b):
-            # (clients, rank, out) and turned: the other way round the product is slow on a CPU.
-            db = (_precise(torch.bmm(u.transpose(1, 2), own)) * factors.scales).transpose(1, 2)
+            db = _precise(_outer(own, u)) * factors.scales
             for client, trains in enumerate(factors.trains_b):
                 if trains[place]:
                     gradients[client][f"{name}.B"] = db[client, :, : factors.own_ranks[client][place]]
     _inputs_backward(group, factors, spans.batch(x), du, saved.masks, rate, spans, gradients, dx)
     return dx
+
+
+def _outer(dy: Tensor, u: Tensor) -> Tensor:
+    """Return the gradient of B (clients, out, rank) for those of the outputs and the inputs times A."""
+    if dy.is_cuda:  # as the gradients lie in memory, so that they are added in one call
+        return torch.bmm(dy.transpose(1, 2), u)
+    return torch.bmm(u.transpose(1, 2), dy).transpose(1, 2)  # the other way round it is slow on a CPU
 
 
 def _inputs_backward(

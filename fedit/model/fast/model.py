@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fedit.data.tokens import TokenRow
-from fedit.model.fast import linear
 from fedit.model.fast.architecture import Architecture
 from fedit.model.fast.attention import Masks, Rotation
 from fedit.model.fast.head import Scores
@@ -21,13 +20,11 @@ from fedit.model.fast.layer import (
     feed_backward,
 )
 from fedit.model.fast.layout import Layout, lay_out, shared_prefixes
-from fedit.model.fast.linear import Dropout, Factors, Gradients, Spans
+from fedit.model.fast.linear import Dropout, Gradients, Spans
 from fedit.model.fast.past import Past
+from fedit.model.fast.staging import Staged, stage
 from fedit.model.fast.varlen import Bounds, Kernel
 from fedit.types import LEDGER
-
-Staged = list[list[Factors | None]]
-"""Per layer and group of linear layers, the factors of a pass's clients."""
 
 
 @dataclass(slots=True)
@@ -69,9 +66,7 @@ class FastModel:
 
     def stage(self, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Staged:
         """Return the factors of ``adapters``, one per client of a layout, as a pass multiplies them."""
-        return [
-            [linear.stage(group, adapters, scales) for group in spec.groups()] for spec in self.architecture.layers
-        ]
+        return stage([spec.groups() for spec in self.architecture.layers], adapters, scales)
 
     def log_probabilities(
         self,

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, heads: Heads) -> Tens
     return output
 
 
-def _grouped(heads: Heads) -> dict[str, bool]:
+def _grouped(heads: Heads) -> dict[str, Any]:
     """Return how PyTorch is told that several queries share a key; before 2.12 it need not be told."""
     return {"enable_gqa": heads.queries != heads.keys} if _is_told_of_groups() else {}
 
@@ -105,9 +106,10 @@ def forward(
     kernel: Kernel, qkv: Tensor, bounds: Bounds, heads: Heads, rotation: Rotation | None
 ) -> tuple[Tensor, SavedRows]:
     """Return attention's output (tokens, queries * dim) for qkv (tokens, width), and what backward needs."""
-    q, k, v = (part.detach() for part in _split(qkv, heads))
+    meeting, v = qkv.detach().unflatten(1, (-1, heads.dim)).split([heads.queries + heads.keys, heads.keys], dim=1)
     if rotation is not None:
-        q, k = (fused.turn(part, rotation.cos, rotation.sin) for part in (q, k))
+        meeting = fused.turn(meeting, rotation.cos, rotation.signed)
+    q, k = meeting.split([heads.queries, heads.keys], dim=1)
     with torch.enable_grad():
         q, k, v = q.requires_grad_(), k.requires_grad_(), v.clone().requires_grad_()
         output = kernel(q, k, v, bounds, heads)
@@ -120,7 +122,7 @@ def backward(d_output: Tensor, saved: SavedRows, heads: Heads, rotation: Rotatio
     with _fixed_order():
         dq, dk, dv = torch.autograd.grad(saved.output, (saved.q, saved.k, saved.v), upstream)
     if rotation is not None:
-        dq, dk = (fused.turn(part, rotation.cos, -rotation.sin) for part in (dq, dk))
+        dq, dk = (fused.turn(part, rotation.cos, rotation.back) for part in (dq, dk))
     return torch.cat([part.flatten(1) for part in (dq, dk, dv)], dim=1)
 
 
@@ -128,16 +130,12 @@ def backward(d_output: Tensor, saved: SavedRows, heads: Heads, rotation: Rotatio
 def _fixed_order() -> Iterator[None]:
     """Let the kernel add up gradients in one order, so that a run can be repeated bit for bit."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]  # a property
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[assignment]
-
-
-def _split(qkv: Tensor, heads: Heads) -> list[Tensor]:
-    """Return q, k and v as views (tokens, heads, dim)."""
-    return list(qkv.unflatten(1, (-1, heads.dim)).split([heads.queries, heads.keys, heads.keys], dim=1))
+        memory.fill_uninitialized_memory = filled
