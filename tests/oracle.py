@@ -6,7 +6,7 @@ from pathlib import Path
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 Row = tuple[list[int], list[bool]]
 """Token ids and, for each, whether it is a target."""
@@ -16,7 +16,10 @@ def load(
     folder: Path, adapter: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype = torch.float64
 ) -> nn.Module:
     """Return a PEFT model whose factors are ``adapter``'s ("m.A", "m.B")."""
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    config = AutoConfig.from_pretrained(folder)
+    # Some versions of transformers leave Gemma 2's cap of scores out unless they are told not to.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     for name in base.config.to_dict():
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(base.config, name, 0.0)
