@@ -224,6 +224,7 @@ def theirs(setting: Setting, rows: Rows, micro_batch: int, *, packed: bool) -> d
                 remove_unused_columns=False,
             ),
         )
+        trainer.remove_callback(transformers.PrinterCallback)  # standard output is for the result
         trainer.train()
         with clock(setting.device) as result:
             trainer.train()
