@@ -1,4 +1,4 @@
-"""The process that Flower starts at a site for every message: it passes it to the site's worker and its answer back."""
+"""The process that Flower starts at a site for every message: it passes on to the site's worker, and back."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from fedit.flower import wire
 from fedit.flower.records import pack, unpack
 
 PATIENCE = 120.0
-"""Seconds in which a worker that died must be back: its supervisor starts it again, and the base model is loaded."""
+"""Seconds in which a worker that died must be back: its supervisor starts it again, it loads the base model."""
 PAUSE = 0.5
 
 app = ClientApp()

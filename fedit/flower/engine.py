@@ -1,4 +1,4 @@
-"""The engine of a deployment: tasks go to the sites that hold their clients, results come back as they are ready."""
+"""The engine of a deployment: tasks go to the sites that hold their clients, results come as they are ready."""
 
 import hashlib
 import json

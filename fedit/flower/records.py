@@ -1,4 +1,4 @@
-"""Envelopes in Flower's messages and back. The only thing it shares with Flower's own examples is the container."""
+"""Envelopes in Flower's messages, and back."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A deployed run on the server: the same loop, checkpoints and report as any run, over clients that are elsewhere."""
+"""A deployed run on the server: loop, checkpoints and report of any run, over clients that are elsewhere."""
 
 from collections.abc import Callable
 from contextlib import closing

@@ -1,6 +1,6 @@
 """``python -m fedit.flower.site FOLDER --data PATH``: a site's worker, which keeps base model and rows in memory.
 
-One for all runs and all their messages. What it does is bounded by the site's policy, what it sends is written down.
+One for all runs and messages. What it does is bounded by the site's policy, what it sends is written down.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""What a site's worker and the processes beside it say to each other: a JSON header and bytes, over a local socket.
+"""What a site's worker and the processes beside it tell each other: a JSON header and bytes, over a socket.
 
-No tensor is touched here and PyTorch is not imported: the process that Flower starts for every message only passes on.
+No tensor is touched here and PyTorch is not imported: the process that Flower starts for every message only
+passes on.
 """
 
 import json
@@ -27,7 +28,7 @@ class WireError(FeditError):
 
 
 def send(connection: socket.socket, header: Mapping[str, object], pieces: Mapping[str, bytes]) -> None:
-    """Write one envelope: mark and length of the header (big-endian), JSON header with the pieces' sizes, pieces."""
+    """Write an envelope: mark and length of the header (big-endian), JSON header with the pieces' sizes, pieces."""
     sizes = [[name, len(piece)] for name, piece in pieces.items()]
     text = json.dumps({**header, _PIECES: sizes}).encode()
     connection.sendall(_START.pack(MARK, len(text)) + text)
