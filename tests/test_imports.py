@@ -22,7 +22,8 @@ HEAVY = (
     "openai",
 )
 FENCES = {
-    "flwr": (),
+    "flwr": ("flower/",),
+    "cryptography": ("flower/certificates.py",),
     "peft": ("model/",),
     "datasets": ("data/sources.py",),
     "langdetect": ("evaluation/constraints/language.py",),
