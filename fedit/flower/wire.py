@@ -28,7 +28,7 @@ class WireError(FeditError):
 
 
 def send(connection: socket.socket, header: Mapping[str, object], pieces: Mapping[str, bytes]) -> None:
-    """Write an envelope: mark and length of the header (big-endian), JSON header with the pieces' sizes, pieces."""
+    """Write an envelope: mark and length of the header (big-endian), JSON with the pieces' sizes, pieces."""
     sizes = [[name, len(piece)] for name, piece in pieces.items()]
     text = json.dumps({**header, _PIECES: sizes}).encode()
     connection.sendall(_START.pack(MARK, len(text)) + text)
