@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from torch import Tensor
+
 from fedit import tensorfiles
 from fedit.arms import ArmRows
 from fedit.config import RunConfig
@@ -115,6 +117,11 @@ class SiteWorker:
     def _refuse(self, run: "_Run", task: ClientTask) -> None:
         if task.client_id not in run.rows:
             raise _Refused(f"there is no client '{task.client_id}' here")
+        most, sent = self._policy.max_rank, _rank(task.broadcast.adapter)
+        if sent > most:
+            raise _Refused(
+                f"max_rank: the server sent an adapter of rank {sent}; this site allows at most {most}."
+            )
         rows = run.rows[task.client_id]
         if reason := self._policy.refusal(run.job.config, task.training, len(rows), num_tokens(rows)):
             raise _Refused(reason)
@@ -199,6 +206,12 @@ def site_config(config: RunConfig, settings: SiteSettings) -> RunConfig:
         "unseen_clients": 0,
     }
     return config.model_copy(update=changes)
+
+
+def _rank(adapter: Mapping[str, Tensor]) -> int:
+    """Return the largest rank of any factor, whatever the job says."""
+    ranks = [t.shape[0 if n.endswith(".A") else 1] for n, t in adapter.items() if n.endswith((".A", ".B"))]
+    return max(ranks, default=0)
 
 
 def _envelope(header: Header, held: Tensors) -> Envelope:
