@@ -27,6 +27,7 @@ from fedit.flower import wire
 from fedit.flower.audit import Audit
 from fedit.flower.cache import CacheError, ResultCache
 from fedit.flower.engine import TENSORS, read_piece
+from fedit.flower.layout import Site
 from fedit.flower.policy import Policy
 from fedit.flower.wire import Envelope, Header
 from fedit.job import Job
@@ -268,13 +269,13 @@ def main() -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(prog="python -m fedit.flower.site")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--client-by")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    settings = SiteSettings(given.name, given.data, given.folder, given.client_by)
-    worker = SiteWorker(settings, Policy.load(given.folder / "policy.toml"))
+    site = Site.load(given.folder)
+    settings = SiteSettings(site.name, given.data, given.folder, given.client_by)
+    worker = SiteWorker(settings, Policy.load(site.policy))
     serve(worker, listen(given.folder / "state" / "worker.sock"))
 
 

@@ -1,4 +1,4 @@
-"""Whole deployments on this machine: real SuperLink, SuperNodes and workers, started and killed as users and faults do."""
+"""Whole deployments on this machine: real SuperLink, SuperNodes and workers, started, used and killed."""
 
 import json
 import os
@@ -55,11 +55,11 @@ class Deployed:
         return done
 
     def start(self, name, *arguments):
-        log = open(self.folder / f"{name}.out", "ab")
         command = [sys.executable, "-m", "fedit", *map(str, arguments)]
-        self.processes[name] = subprocess.Popen(
-            command, stdout=log, stderr=log, env=self.environment, cwd=self.folder, start_new_session=True
-        )
+        with open(self.folder / f"{name}.out", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment, cwd=self.folder, start_new_session=True
+            )
 
     def status(self):
         return json.loads(self.fedit("deploy", "status", "deployment", "--json").stdout)
@@ -75,11 +75,14 @@ class Deployed:
         while time.monotonic() < ends:
             if found := what():
                 return found
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not ended, f"{ended} ended; {self.told()}"
             time.sleep(0.3)
         raise AssertionError(f"it did not come; {self.told()}")
 
     def told(self):
-        return {path.name: path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.out")}
+        logs = [*self.folder.glob("*.out"), *self.folder.glob("deployment/**/*.log")]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
 
     def wait_for_round(self, number):
         self.wait_for(lambda: any(e["event"] == "round" and e["round"] == number for e in self.events()))
