@@ -1,0 +1,95 @@
+"""How far a run is, read from its folder: rounds, losses, bytes, and who is late or left out and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedit.events import Event, EventLog
+
+TROUBLES = {
+    "site_late": "did not answer in time",
+    "site_trouble": "had trouble",
+    "site_refused": "refuses the job",
+}
+"""Events about a site -> what they say where they give no reason."""
+CLEARED = "site_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Somebody who did not deliver.
+
+    who:   a site or a client; round: in which.
+    """
+
+    who: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run's own folder says of it.
+
+    round, rounds: the newest whole round, and how many there will be; 0 rounds: it has not begun.
+    train_loss:    of the clients in the newest round; loss: on held-out rows, the newest. None: not measured.
+    bytes_up, bytes_down: of the tensors of all clients so far.
+    updated:       seconds since 1970 of the newest event; None: there is none.
+    late:          who did not deliver in the newest round, or is not back since.
+    finished:      whether its summary is written.
+    """
+
+    round: int = 0
+    rounds: int = 0
+    train_loss: float | None = None
+    loss: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    updated: float | None = None
+    late: list[Late] = field(default_factory=list)
+    finished: bool = False
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return how far the run in ``folder`` is; a run that wrote nothing yet is at the beginning."""
+    events = [event for event in EventLog(folder).read() if event.get("arm", "federated") == "federated"]
+    rounds = [event for event in events if event["event"] == "round"]
+    return Progress(
+        round=max((_whole(event["round"]) for event in rounds), default=0),
+        rounds=max((_whole(e.get("rounds")) for e in events if e["event"] == "arm_started"), default=0),
+        train_loss=_newest(rounds, "train_loss"),
+        loss=_newest([event for event in events if event["event"] == "evaluation"], "loss"),
+        bytes_up=sum(_whole(event.get("bytes_up")) for event in rounds),
+        bytes_down=sum(_whole(event.get("bytes_down")) for event in rounds),
+        updated=_newest(events, "time"),
+        late=_late(events),
+        finished=(folder / "summary.json").is_file(),
+    )
+
+
+def _late(events: Sequence[Event]) -> list[Late]:
+    """Return who is late: sites that are not back, and clients that failed in the newest round."""
+    newest = max((_whole(event["round"]) for event in events if event["event"] == "round"), default=0)
+    sites: dict[str, Late] = {}
+    clients: list[Late] = []
+    for event in events:
+        kind, number = str(event["event"]), _whole(event["round"])
+        if kind in TROUBLES:
+            reason = str(event.get("reason") or TROUBLES[kind])
+            sites[str(event["site"])] = Late(f"site {event['site']}", number, reason)
+        elif kind == CLEARED:
+            sites.pop(str(event["site"]), None)
+        elif kind == "client_failed" and number == newest:
+            clients.append(Late(f"client {event['client']}", number, str(event["reason"])))
+    # Trouble that a whole round came after is over; a refusal is not.
+    kept = [late for late in sites.values() if late.round >= newest or late.round == 0]
+    return kept + clients
+
+
+def _newest(events: Sequence[Event], name: str) -> float | None:
+    values = [value for event in events if isinstance(value := event.get(name), int | float)]
+    return float(values[-1]) if values else None
+
+
+def _whole(value: object) -> int:
+    return int(value) if isinstance(value, int | float) else 0
