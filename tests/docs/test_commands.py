@@ -76,19 +76,31 @@ def run(command: list[str], folder: Path) -> None:
     ) as started:  # fmt: skip
         GROUPS.append(started.pid)
         out, err = started.communicate()
+    if not runs(started.pid):
+        GROUPS.remove(started.pid)
     assert started.returncode == 0, f"{command[-1]}\n{out[-2000:]}\n{err[-4000:]}"
 
 
 def end_what_runs() -> None:
-    """End what blocks left running in the background, as servers are: the newest first."""
+    """End what blocks left running in the background, as servers are; the newest first."""
     while GROUPS:
         group = GROUPS.pop()
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGTERM)
-            for _ in range(SECONDS_TO_END * 10):
-                time.sleep(0.1)
-                os.killpg(group, 0)
+        until = time.monotonic() + SECONDS_TO_END
+        while runs(group) and time.monotonic() < until:
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
+
+
+def runs(group: int) -> bool:
+    """Return whether a process group has a process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_commands_are_found_where_there_are_some():
