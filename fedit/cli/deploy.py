@@ -1,11 +1,18 @@
 """``fedit deploy``: a job on many machines, over Flower."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from fedit.cli.output import AsJson, console, print_json
+from fedit.cli.output import AsJson, console, notes, print_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fedit.flower.layout import Deployment, Site
 
 app = typer.Typer(
     name="deploy",
@@ -23,6 +30,20 @@ fedit deploy init --sites hospital-a,hospital-b --host fl.example.org
 fedit deploy init --sites a,b,c --host 10.0.0.5 --port 9000 --out deployments/ward
 
 fedit deploy init --sites a,b --host 127.0.0.1 --insecure --out trial"""
+
+SUBMIT_EPILOG = """Examples:
+
+fedit deploy submit deployment job.yaml --held-out test.jsonl
+
+fedit deploy submit deployment demo num_rounds=5 --held-out test.jsonl --name first"""
+
+REDRAW = 2.0
+"""Seconds between two looks of status --follow."""
+
+DeploymentFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of the deployment, made by fedit deploy init.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run; see fedit deploy status.")]
 
 
 @app.command("init", epilog=INIT_EPILOG)
@@ -65,3 +86,215 @@ def init(
         results.print(f"  {site}: {out / 'sites' / f'{site}.tar.gz'}", soft_wrap=True)
     results.print("Next: send each operator the file of the site, secretly; it holds a private key. Then:")
     results.print(f"  fedit deploy server {out}", soft_wrap=True)
+
+
+@app.command("server", epilog="Example: fedit deploy server deployment")
+def server(
+    folder: DeploymentFolder,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any but loopback lets others submit jobs.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on. Default: the deployment's.")
+    ] = None,
+) -> None:
+    """Run the server of a deployment in the foreground, until Ctrl-C or SIGTERM.
+
+    It starts Flower's SuperLink, lets in the sites whose keys it has, starts again what dies, and lets runs that
+    ended early go on from their last whole round.
+    """
+    _require("fedit deploy server")
+    from fedit.flower.layout import Deployment, is_loopback
+    from fedit.flower.server import supervise_server
+
+    deployment = Deployment.load(folder)
+    if not is_loopback(host):
+        _tell(
+            f"listening on {host}: whoever reaches this port can submit jobs to all sites; "
+            "keep it in a private network"
+        )
+    elif not is_loopback(deployment.host):
+        _tell(
+            f"listening on {host}, which sites reach through a proxy on this machine only (proxy/nginx.conf); "
+            "in a private network: --host 0.0.0.0"
+        )
+    supervise_server(deployment, host, port, _tell)
+
+
+@app.command("node", epilog="Example: fedit deploy node hospital-a --data rows.jsonl")
+def node(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the site: its unpacked bundle.")],
+    data: Annotated[Path, typer.Option("--data", help="The site's rows; they stay here.")],
+) -> None:
+    """Run a site's node beside its data in the foreground, until Ctrl-C or SIGTERM.
+
+    It joins the server of the bundle and does the jobs that policy.toml allows; what dies is started again.
+    """
+    _require("fedit deploy node")
+    from fedit.flower.layout import Site
+    from fedit.flower.node import supervise_node
+
+    supervise_node(Site.load(folder), data, _tell)
+
+
+@app.command("submit", epilog=SUBMIT_EPILOG)
+def submit(
+    folder: DeploymentFolder,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB|RECIPE", help="A job file (YAML or TOML) or a recipe's name.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]…", help="Settings that win over the job file.")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="File of rows that the server measures on; needed.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The run's name and folder. Default: the job's, or the next free one."),
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=0, help="Seconds of a round; 0: from how long earlier ones took.")
+    ] = 0.0,
+    min_sites: Annotated[
+        int | None, typer.Option("--min-sites", min=1, help="Sites to wait for before round 1. Default: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a job on all sites. Settings are checked before anything is sent.
+
+    The job is the one that fedit run takes; rows and who holds them are the sites' own.
+    """
+    _require("fedit deploy submit")
+    from fedit.cli.jobs import read_job
+    from fedit.errors import ConfigError
+    from fedit.flower import control
+    from fedit.flower.layout import Deployment
+    from fedit.flower.submission import check_job
+
+    deployment = Deployment.load(folder)
+    if held_out is None:
+        raise ConfigError("--held-out is missing: name a file of rows that the server measures on.")
+    if min_sites is not None and min_sites > len(deployment.sites):
+        raise ConfigError(f"--min-sites is {min_sites}, but the deployment has {len(deployment.sites)} sites.")
+    settings = read_job(job, overrides or [])
+    unused = check_job(settings, held_out)
+    chosen = name or control.free_name(deployment, Path(job).stem if "=" not in job else "run")
+    if unused:
+        notes().print(f"not used here, where sites bring their own rows: {', '.join(unused)}", style="dim")
+    run_id = control.submit(deployment, chosen, settings.config, held_out, deadline=deadline, sites=min_sites)
+    if as_json:
+        print_json(
+            {"name": chosen, "run_id": str(run_id), "folder": str(deployment.runs / chosen), "unused": unused}
+        )
+        return
+    results = console()
+    results.print(f"{chosen} is submitted; it will lie in {deployment.runs / chosen}", soft_wrap=True)
+    results.print(f"  fedit deploy status {folder} --follow", soft_wrap=True)
+
+
+@app.command("status", epilog="Example: fedit deploy status deployment --follow")
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the deployment, or of a site.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and redraw.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the server, who of the sites is there, and every run: rounds, losses, bytes, who is late and why."""
+    _require("fedit deploy status")
+    from rich.live import Live
+
+    from fedit.flower.layout import SITE_FILE, Deployment, Site
+
+    site = Site.load(folder) if (folder / SITE_FILE).is_file() else None
+    deployment = None if site is not None else Deployment.load(folder)
+
+    def look() -> tuple[dict[str, object], "RenderableType"]:
+        return _look_at_site(site) if site is not None else _look_at(cast("Deployment", deployment))
+
+    if not follow:
+        facts, view = look()
+        if as_json:
+            print_json(facts)
+        else:
+            console().print(view)
+        return
+    if as_json:
+        raise typer.BadParameter("--json and --follow cannot go together; ask again for newer JSON")
+    with suppress(KeyboardInterrupt), Live(look()[1], console=console(), auto_refresh=False) as live:
+        while True:
+            time.sleep(REDRAW)
+            live.update(look()[1], refresh=True)
+
+
+@app.command("logs", epilog="Example: fedit deploy logs deployment my-job --follow")
+def logs(
+    folder: DeploymentFolder,
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the run ends.")] = False,
+) -> None:
+    """Print what the server's half of a run printed. Logs of Flower's own programs lie in DIR/state."""
+    _require("fedit deploy logs")
+    from fedit.flower import control
+    from fedit.flower.layout import Deployment
+
+    deployment = Deployment.load(folder)
+    job = control.find(deployment, run)
+    kept = control.saved_log(deployment, job.name)
+    if kept.is_file():
+        typer.echo(kept.read_text(encoding="utf-8"), nl=False)
+    if job.state == "active":
+        with suppress(KeyboardInterrupt):
+            for text in control.logs(deployment, job.run_id, follow=follow):
+                typer.echo(text, nl=False)
+
+
+@app.command("stop", epilog="Example: fedit deploy stop deployment my-job")
+def stop(folder: DeploymentFolder, run: RunName, as_json: AsJson = False) -> None:
+    """Stop a run for good; what its whole rounds gave stays in its folder."""
+    _require("fedit deploy stop")
+    from fedit.flower import control
+    from fedit.flower.layout import Deployment
+
+    deployment = Deployment.load(folder)
+    job = control.find(deployment, run)
+    control.stop(deployment, job.run_id)
+    ended = control.find(deployment, job.name).state
+    if as_json:
+        print_json({"name": job.name, "run_id": str(job.run_id), "state": ended})
+    else:
+        console().print(f"{job.name} is {ended}")
+
+
+def _look_at(deployment: "Deployment") -> tuple[dict[str, object], "RenderableType"]:
+    """Return a deployment's status, for programs and for people."""
+    from fedit.cli.deploytables import as_json, status_view
+    from fedit.flower import control
+
+    problem: str | None = None
+    sites: list[control.SiteStatus] = []
+    try:
+        sites, runs = control.nodes(deployment), control.runs(deployment)
+    except control.LinkError as error:
+        problem, runs = str(error), control.runs_on_disk(deployment)
+    where = control.address(deployment)
+    return as_json(where, problem, sites, runs), status_view(where, problem, sites, runs)
+
+
+def _look_at_site(site: "Site") -> tuple[dict[str, object], "RenderableType"]:
+    """Return what a site's folder says of its node, for programs and for people."""
+    from fedit.cli.deploytables import node_view
+    from fedit.flower.node import node_facts
+
+    facts = node_facts(site)
+    return facts, node_view(facts)
+
+
+def _require(command: str) -> None:
+    from fedit.flower.extra import require
+
+    require(command, "flwr", "cryptography")
+
+
+def _tell(text: str) -> None:
+    """Write one line with the time of day on standard error."""
+    typer.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)

@@ -1,5 +1,6 @@
 """What is asked of a deployment's SuperLink: register sites, start, list and stop runs, read their logs."""
 
+import itertools
 import json
 import queue
 import threading
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, FeditError
-from fedit.files import read_json
+from fedit.files import read_json, write_text
 from fedit.flower.jobs import Jobs, Submitted, check_name
 from fedit.flower.layout import Deployment
 from fedit.flower.progress import Progress, read_progress
@@ -148,19 +149,14 @@ def register(deployment: Deployment) -> list[str]:
         ConfigError: a key is none.
         LinkError: the SuperLink does not answer.
     """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
     from flwr.proto.control_pb2 import RegisterNodeRequest
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    from fedit.flower.certificates import read_public_key
 
     new = []
     with connected(deployment) as client:
         for site in deployment.sites:
-            path = deployment.public_key(site)
-            try:
-                key = public_key_to_bytes(load_ssh_public_key(path.read_bytes()))  # type: ignore[arg-type]
-            except (OSError, ValueError, UnsupportedAlgorithm) as error:
-                raise ConfigError(f"{path} holds no public key of a site: {error}") from error
+            key = read_public_key(deployment.public_key(site))
             try:
                 client.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
                 new.append(site)
@@ -239,9 +235,9 @@ def stop(deployment: Deployment, run_id: int) -> None:
     from flwr.proto.control_pb2 import StopRunRequest
 
     jobs = jobs_of(deployment)
-    for job in jobs.all():
-        if job.run_id == run_id and job.state == "active":
-            jobs.change(job.name, state="stopped", reason="")  # first, or the supervisor starts it again
+    own = [job for job in jobs.all() if job.run_id == run_id and job.state == "active"]
+    for job in own:
+        jobs.change(job.name, state="stopped", reason="")  # first, or the supervisor starts it again
     with connected(deployment) as client:
         try:
             client.StopRun(StopRunRequest(run_id=run_id))
@@ -249,6 +245,8 @@ def stop(deployment: Deployment, run_id: int) -> None:
             refusal = link_error(deployment, error)
             if refusal.code not in (UNKNOWN_RUN, ALREADY_FINISHED):
                 raise refusal from error
+    for job in own:
+        save_log(deployment, job)
 
 
 def logs(deployment: Deployment, run_id: int, *, follow: bool = False) -> Iterator[str]:
@@ -273,6 +271,18 @@ def logs(deployment: Deployment, run_id: int, *, follow: bool = False) -> Iterat
             raise link_error(deployment, error) from error
 
 
+def save_log(deployment: Deployment, job: Submitted) -> None:
+    """Keep what the server's half of a run printed, which a SuperLink forgets when it ends."""
+    try:
+        text = "".join(logs(deployment, job.run_id))
+    except LinkError:
+        return
+    path = saved_log(deployment, job.name)
+    if text:
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        write_text(path, f"{before}--- start {job.starts}\n{text}")
+
+
 def find(deployment: Deployment, name: str) -> Submitted:
     """Return the job of a name or of Flower's id.
 
@@ -292,6 +302,13 @@ def saved_log(deployment: Deployment, name: str) -> Path:
     return deployment.state / "jobs" / f"{name}.log"
 
 
+def free_name(deployment: Deployment, wanted: str) -> str:
+    """Return a name that no run has, ``wanted`` if it can be."""
+    jobs = jobs_of(deployment)
+    names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if jobs.get(name) is None and not (deployment.runs / name).exists())
+
+
 def jobs_of(deployment: Deployment) -> Jobs:
     """Return the jobs that were submitted to a deployment."""
     return Jobs(deployment.state / "jobs")
@@ -306,7 +323,7 @@ def connected(deployment: Deployment) -> Iterator["ControlHttpClient"]:
     client = ControlHttpClient.from_server_address(
         address(deployment),
         deployment.insecure,
-        None if deployment.insecure else str(deployment.ca_crt),
+        None if deployment.insecure else deployment.ca_crt.read_bytes(),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="fedit")],
     )
     try:

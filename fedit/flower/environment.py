@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedit.errors import ConfigError
+from fedit.flower.extra import INSTALL
 
 SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -35,5 +36,5 @@ def program(name: str, environment: Mapping[str, str]) -> str:
     """
     found = shutil.which(name, path=environment["PATH"])
     if found is None:
-        raise ConfigError(f"{name} is not installed; deployments need: pip install 'fedit[flower]'")
+        raise ConfigError(f"{name} is not installed; install it with: {INSTALL}")
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedit.errors import ConfigError, FeditError, RunFolderError
 from fedit.files import read_json, write_json
-from fedit.flower.children import Child, Kept, end_leftovers, remembered
+from fedit.flower.children import Child, Kept, born, end_leftovers, remembered
 from fedit.flower.journal import FILE, Journal, Tell
 from fedit.flower.layout import Site
 from fedit.flower.processes import (
@@ -29,7 +29,8 @@ ABSENCE = 65.0
 RETRY = 5.0
 NOTE = 10.0
 """Seconds between two signs of life in ``node.json``."""
-LONGEST_WAIT = 15.0
+LONGEST_WAIT = 5.0
+"""Seconds between two looks whether the server can be reached."""
 FIRST_TRIES = 2
 """Times that a SuperNode that was never let in tries: a server that was just started may not know its keys yet."""
 JOINED = "SuperNode ID:"
@@ -262,6 +263,7 @@ class Node:
             self._file,
             {
                 "pid": os.getpid(),
+                "born": born(os.getpid()),
                 "site": self._site.name,
                 "server": self._site.server,
                 "joined": self._joined,
@@ -274,6 +276,22 @@ class Node:
 
     def _children(self) -> list[Child]:
         return [kept.child for kept in (self._worker, self._node, self._executor) if kept is not None]
+
+
+def node_facts(site: Site) -> dict[str, object]:
+    """Return what a site's folder says of its node: whether it runs, has joined, and its worker is ready."""
+    path = site.state / "node.json"
+    known = read_json(path) if path.is_file() else {}
+    pid, birth = known.get("pid"), known.get("born")
+    running = isinstance(pid, int) and birth is not None and born(pid) == birth
+    return {
+        "site": site.name,
+        "server": site.server,
+        "running": running,
+        "joined": running and bool(known.get("joined")),
+        "worker_ready": running and bool(known.get("worker_ready")),
+        "updated": known.get("updated"),
+    }
 
 
 def _signs_off(child: Child) -> bool:

@@ -3,17 +3,14 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from fedit.files import write_text
 from fedit.flower import control
-from fedit.flower.control import LinkError
 from fedit.flower.jobs import Submitted
 from fedit.flower.journal import Journal
 from fedit.flower.layout import Deployment
 from fedit.flower.progress import read_progress
 
-MOST_IN_VAIN = 3
+MOST_IN_VAIN = 5
 """Starts in a row of one run that end without a new round, after which it has failed."""
 FORGOTTEN = "forgotten"
 
@@ -69,10 +66,15 @@ class Restarts:
                 text = (
                     f"run {job.name} failed {in_vain} times in a row before round {round + 1} was whole: {reason}"
                 )
-                self._end(job, "failed", reason, f"{text}. What it printed: {self._log(job)}")
+                self._end(
+                    job,
+                    "failed",
+                    reason,
+                    f"{text}. What it printed: {control.saved_log(self._deployment, job.name)}",
+                )
                 return
             if state != FORGOTTEN:
-                self._save_log(job)
+                control.save_log(self._deployment, job)
             pause = 2.0**in_vain if in_vain else 0.0
             self._again[job.name] = _Again(time.monotonic() + pause, in_vain, round)
             self._journal.say(
@@ -98,20 +100,6 @@ class Restarts:
             )
 
     def _end(self, job: Submitted, state: str, reason: str, text: str) -> None:
-        self._save_log(job)
+        control.save_log(self._deployment, job)
         self._jobs.change(job.name, state=state, reason=reason)
         self._journal.say(f"run_{state}", text, run=job.name, reason=reason)
-
-    def _save_log(self, job: Submitted) -> None:
-        """Keep what the server's half of a run printed, which a SuperLink forgets when it ends."""
-        try:
-            text = "".join(control.logs(self._deployment, job.run_id))
-        except LinkError:
-            return
-        path = self._log(job)
-        if text:
-            before = path.read_text(encoding="utf-8") if path.is_file() else ""
-            write_text(path, f"{before}--- start {job.starts}\n{text}")
-
-    def _log(self, job: Submitted) -> Path:
-        return control.saved_log(self._deployment, job.name)

@@ -26,18 +26,6 @@ from fedit.runfolder import (
     to_yaml,
 )
 
-REFUSED = (
-    "compare",
-    "attack",
-    "personal_evaluation",
-    "personal_steps",
-    "unseen_clients",
-    "devices",
-    "availability",
-    "devices_per_client",
-)
-"""Settings that need every client's rows, or a clock, in one place."""
-
 
 class Deployed(Here):
     """The server's half of the work: clients train at their sites, evaluations run here."""

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from loops import LoopLink
-from tiny import write_rows
+from splitting import SITES, split, write_owned_rows
 
 from fedit.errors import RoundError
 from fedit.flower.engine import SENDINGS, Flower
@@ -15,18 +15,13 @@ from fedit.flower.run import run_deployed
 from fedit.flower.site import SiteSettings, SiteWorker
 from fedit.launch import run
 from fedit.model.export import read_adapter
-from fedit.prepare import prepare
-
-SITES = ("hospital-a", "hospital-b", "hospital-c")
 
 
 @pytest.fixture
 def data(tmp_path):
     """A file of rows that three sites own."""
     path = tmp_path / "all.jsonl"
-    write_rows(path, 48)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**row, "site": SITES[i // 3 % 3]}) + "\n" for i, row in enumerate(rows)))
+    write_owned_rows(path, 48)
     return path
 
 
@@ -38,16 +33,6 @@ def job(make_config):
         )
 
     return make
-
-
-def split(config, data):
-    """Write what each site trains on in a simulation to a file of its own, and what is held out to another."""
-    lines = data.read_text().splitlines()
-    dealt = prepare(config)
-    parts = {**dealt.clients, "held-out": dealt.corpus.held_out}
-    for name, examples in parts.items():
-        numbers = [int(example.where.rpartition(":")[2]) for example in examples]
-        (data.parent / f"{name}.jsonl").write_text("".join(f"{lines[number - 1]}\n" for number in numbers))
 
 
 def site_worker(data, folder, name, policy=None, **options):

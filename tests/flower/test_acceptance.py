@@ -1,0 +1,208 @@
+"""Whole deployments on this machine: real SuperLink, SuperNodes and workers, started and killed as users and faults do."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from splitting import SITES, split, write_owned_rows
+
+from fedit.launch import run
+from fedit.model.export import read_adapter
+
+pytest.importorskip("flwr")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PATIENCE = 420.0
+JOB = {
+    "device": "cpu",
+    "dtype": "fp32",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "num_rounds": 3,
+    "local_steps": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "max_length": 96,
+    "stack_clients": 1,
+}
+
+
+@dataclass
+class Deployed:
+    """A deployment in a folder and the processes that a test started for it."""
+
+    folder: Path
+    environment: dict[str, str]
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    def fedit(self, *arguments, check=True):
+        command = [sys.executable, "-m", "fedit", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, cwd=self.folder, check=False
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def start(self, name, *arguments):
+        log = open(self.folder / f"{name}.out", "ab")
+        command = [sys.executable, "-m", "fedit", *map(str, arguments)]
+        self.processes[name] = subprocess.Popen(
+            command, stdout=log, stderr=log, env=self.environment, cwd=self.folder, start_new_session=True
+        )
+
+    def status(self):
+        return json.loads(self.fedit("deploy", "status", "deployment", "--json").stdout)
+
+    def events(self, name="first"):
+        path = self.folder / "deployment" / "runs" / name / "events.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def wait_for(self, what, seconds=PATIENCE):
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            if found := what():
+                return found
+            time.sleep(0.3)
+        raise AssertionError(f"it did not come; {self.told()}")
+
+    def told(self):
+        return {path.name: path.read_text(errors="replace")[-1500:] for path in self.folder.glob("*.out")}
+
+    def wait_for_round(self, number):
+        self.wait_for(lambda: any(e["event"] == "round" and e["round"] == number for e in self.events()))
+
+    def wait_for_the_end(self, name="first"):
+        def ended():
+            (own,) = [own for own in self.status()["runs"] if own["name"] == name]
+            return own if own["state"] in ("finished", "failed", "stopped") else None
+
+        return self.wait_for(ended)
+
+    def find(self, *words):
+        """Return the processes of this deployment whose command holds all words."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                command = " ".join(process.cmdline())
+                own = process.environ().get("FEDIT_TEST_DEPLOYMENT") == str(self.folder)
+            except psutil.Error:
+                continue
+            if own and all(word in command for word in words):
+                found.append(process)
+        return found
+
+    def stop(self):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        left = self.find("")
+        for process in left:
+            process.kill()
+        return left
+
+
+@pytest.fixture
+def deployed(tmp_path_factory, tiny, importable):
+    folder = tmp_path_factory.mktemp("d")
+    environment = {
+        **os.environ,
+        "FEDIT_CACHE": str(folder / "cache"),
+        "FEDIT_TEST_DEPLOYMENT": str(folder),
+    }
+    own = Deployed(folder, environment)
+    write_owned_rows(folder / "all.jsonl", 48)
+    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "model": str(tiny)}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own.fedit("deploy", "init", "--sites", ",".join(SITES), "--host", "127.0.0.1", "--port", port)
+    yield own
+    own.stop()
+
+
+def simulated(own, make_config, **changes):
+    """Run the job as a simulation and write each site's rows to a file; return the adapter it ends with."""
+    values = {**yaml.safe_load((own.folder / "job.yaml").read_text()), **changes}
+    config = make_config(
+        **{
+            **values,
+            "dataset": str(own.folder / "all.jsonl"),
+            "partitioner": "natural",
+            "partition_by": "site",
+            "held_out": 0.2,
+            "num_clients": None,
+        }
+    )
+    split(config, own.folder / "all.jsonl")
+    return read_adapter(run(config, own.folder / "simulated").adapter)
+
+
+def begin(own, *overrides, sites=SITES):
+    own.start("server", "deploy", "server", "deployment")
+    for site in sites:
+        own.start(site, "deploy", "node", f"deployment/sites/{site}", "--data", f"{site}.jsonl")
+    own.wait_for(lambda: {s["name"] for s in own.status()["sites"] if s["state"] == "online"} >= set(sites))
+    own.fedit(
+        "deploy", "submit", "deployment", "job.yaml", "--held-out", "held-out.jsonl", "--name", "first", *overrides
+    )
+
+
+def assert_ended_like(own, expected, rounds=3):
+    assert own.wait_for_the_end()["state"] == "finished", own.told()
+    found = read_adapter(own.folder / "deployment" / "runs" / "first" / "adapter")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    counted = [e["round"] for e in own.events() if e["event"] == "round"]
+    assert counted == list(range(1, rounds + 1))
+
+
+def test_check_03_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, make_config):
+    expected = simulated(deployed, make_config)
+    begin(deployed)
+    assert_ended_like(deployed, expected)
+    sent = (deployed.folder / "deployment/sites" / SITES[0] / "state" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in sent] == ["announced", "sent", "sent", "sent"]
+    assert deployed.stop() == []
+
+
+def test_check_06_a_worker_that_is_killed_while_it_trains_is_started_again(deployed, make_config):
+    expected = simulated(deployed, make_config)
+    begin(deployed)
+    deployed.wait_for_round(1)
+    (worker,) = deployed.find("fedit.flower.site", SITES[1])
+    worker.kill()
+    assert_ended_like(deployed, expected)
+
+
+def test_check_08_a_server_process_that_is_killed_goes_on_where_it_was(deployed, make_config):
+    expected = simulated(deployed, make_config)
+    begin(deployed)
+    deployed.wait_for_round(1)
+    for process in deployed.find("flwr-serverapp"):
+        process.kill()
+    assert_ended_like(deployed, expected)
+
+
+def test_check_09_a_superlink_that_is_killed_comes_back_with_its_sites_and_run(deployed, make_config):
+    expected = simulated(deployed, make_config)
+    begin(deployed)
+    deployed.wait_for_round(1)
+    for process in deployed.find("flower-superlink"):
+        process.kill()
+    assert_ended_like(deployed, expected)
