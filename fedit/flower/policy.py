@@ -3,6 +3,7 @@
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Self, get_args
 
@@ -14,57 +15,7 @@ from fedit.errors import ConfigError, UnknownName, did_you_mean
 from fedit.strategies import STRATEGIES
 from fedit.types import LocalTraining
 
-DEFAULT_POLICY = """\
-# What this site allows. A job that asks for more is refused here, and both sides are told why.
-# Every line may be left out: the values below are the defaults. An empty list means: any; only under
-# allow_statistics it means: none.
-# Changes count from the next start of the node.
-
-# --- what is trained ---
-
-# Base models, by the names that jobs give them, such as ["smollm2-135m-instruct"].
-models = []
-
-# What may be trained: "lora", "dora", "ia3", "vera", "prefix", or "full": the base's own weights, of which a
-# site would send as many as the base has, and which give away more of its rows than an adapter.
-tunings = ["lora", "dora", "ia3", "vera", "prefix"]
-
-# What training minimises: "sft", the loss of answers; "dpo", which answer is preferred.
-objectives = []
-
-# Largest rank of an adapter.
-max_rank = 256
-
-# Algorithms, as `fedit list strategies` names them. Empty: all that come with fedit.
-strategies = []
-
-# Whether a job may name code and prompt templates that lie as files on this machine ("FILE.py:Class").
-allow_custom_code = false
-
-# --- how much ---
-
-# Rounds of a job.
-max_rounds = 1000
-
-# Optimizer steps of one client in one round; of each adapter, where an algorithm trains several.
-max_steps = 10000
-
-# Largest message, received or sent, in millions of bytes.
-max_message_megabytes = 2500
-
-# --- what leaves this site, beside what was trained ---
-
-# Numbers about a client that may be reported. Without "num_examples" only jobs that weigh all clients alike
-# (weighting=uniform) are done. Empty: none.
-allow_statistics = [
-  "num_examples", "rows", "steps", "tokens", "supervised_tokens", "loss", "personal_loss", "local_loss",
-  "reward_margin", "preference_accuracy",
-]
-
-# Least noise of differential privacy, as a multiple of the norm that updates are clipped to. Above 0, jobs
-# without such noise are refused.
-min_noise_multiplier = 0
-"""
+DEFAULT_POLICY = files("fedit.flower").joinpath("templates", "node", "policy.toml").read_text(encoding="utf-8")
 """A ``policy.toml`` with all settings at their defaults, explained."""
 
 _LONGEST_VALUE = 80
