@@ -41,6 +41,7 @@ class Job:
     table:    tokens of every row of the corpus, with the chosen answers where rows are preferences to learn from.
     rejected: the same with the rejected answers; None: no preferences are learnt.
     reference_gaps: of evaluated pairs by part, as `PairRow.reference`, once they were asked for.
+    elsewhere: client -> rows, where clients keep theirs on machines of their own; empty: all rows are here.
     """
 
     config: RunConfig
@@ -58,6 +59,7 @@ class Job:
     policy: tuple[Example, ...] = ()
     rejected: TokenTable | None = None
     reference_gaps: dict[str, torch.Tensor] = field(default_factory=dict)
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> AdaptedModel:
@@ -81,9 +83,16 @@ class Job:
 
     @cached_property
     def clients(self) -> dict[str, tuple[Example, ...]]:
-        """Training rows of every client, by id, ids sorted."""
+        """Training rows of every client that are here, by id, ids sorted."""
+        if self.elsewhere:
+            return {client: () for client in sorted(self.elsewhere)}
         found = dict(self.poisoned) or self.partition.client_examples(self.corpus)
         return {client: found[client] for client in sorted(found)}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Client -> training rows, ids sorted."""
+        return {client: len(rows) or self.elsewhere.get(client, 0) for client, rows in self.clients.items()}
 
     def client_info(self, client: str, num_examples: int) -> ClientInfo:
         """Return what the server knows of a client: its rows, and its rank where it has one of its own."""
@@ -103,10 +112,11 @@ class Job:
     def statistics(self) -> dict[str, int | float | None]:
         """What the partition looks like in numbers."""
         lengths = {
-            client: [len(row.ids) for row in rows_of(self.learnt(rows))] for client, rows in self.clients.items()
+            client: [len(row.ids) for row in rows_of(self.learnt(rows))]
+            for client, rows in self.clients.items()
+            if rows
         }
-        sizes = {client: len(rows) for client, rows in self.clients.items()}
-        return measure(sizes, self.category_counts, lengths).as_dict()
+        return measure(self.sizes, self.category_counts, lengths).as_dict()
 
     @cached_property
     def held_out(self) -> list[Example]:

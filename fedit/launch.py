@@ -81,7 +81,7 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
         job.partition.save(folder / "partition.json")
         write_json(folder / "run.json", identity_of(job))
         with closing(job):
-            return _go(job, compute_of(job, pool, folder), folder, listener)
+            return go(job, compute_of(job, pool, folder), folder, listener)
 
 
 def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
@@ -101,11 +101,11 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
         for place in (folder, *folder.glob("arms/*")):
             remove_leftovers(place)
         job = prepare(config, _teller(listener), num_threads)
-        _check_same(job, folder, identity)
+        check_same(job, folder, identity)
         if isinstance(width := identity.get("stack_width"), int):
             job.stack_width = width
         with closing(job):
-            return _go(job, compute_of(job, pool, folder), folder, listener)
+            return go(job, compute_of(job, pool, folder), folder, listener)
 
 
 def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
@@ -118,7 +118,7 @@ def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
     return config
 
 
-def _check_same(job: Job, folder: Path, identity: Mapping[str, object]) -> None:
+def check_same(job: Job, folder: Path, identity: Mapping[str, object]) -> None:
     """Make sure that a job that is prepared again is still the one that the run began with."""
     now = identity_of(job)
     for part, words in CHANGES.items():
@@ -165,15 +165,19 @@ def compute_of(job: Job, pool: Pool, folder: Path) -> Compute:
     return Workers(job, pool)
 
 
-def _go(job: Job, compute: Compute, folder: Path, listener: Listener | None) -> Result:
-    """Train and score every arm that is not done yet, then write what the folder shows."""
+def go(job: Job, compute: Compute, folder: Path, listener: Listener | None, *, expect: bool = True) -> Result:
+    """Train and score every arm that is not done yet, then write what the folder shows.
+
+    expect: whether the time it takes is estimated first.
+    """
     log = EventLog(folder, listener, arm=arms.FEDERATED)
     done = max(checkpoint.rounds(folder / "server"), default=0)
     if reason := compute.why_general():
         text = f"training through transformers and PEFT, slower than fedit's fast path: {reason}"
         log.tell("preparing", done, text=text)
-    expected = estimate(job, job.config.num_rounds - done, compute.seconds_per_token(), compute.workers)
-    log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
+    if expect:
+        expected = estimate(job, job.config.num_rounds - done, compute.seconds_per_token(), compute.workers)
+        log.tell("estimate", done, compare=list(job.config.compare), **expected.as_dict())
     federated = train(job, compute, arms.federated(job), folder, log)
     compute.export(federated.adapter, federated.round, folder / "adapter")
     results = [

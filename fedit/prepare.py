@@ -1,6 +1,6 @@
 """From settings to everything a run needs in memory: rows, who holds them, tokens, the adapted model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from fedit import seeds
 from fedit.config import RunConfig
 from fedit.corpus import for_objective, held_out_amount, load_corpus, without_empty_answers
 from fedit.data.check import refuse_if_nothing_learnt
-from fedit.data.examples import Corpus, Example
-from fedit.data.manifest import build
+from fedit.data.examples import Corpus, Example, fingerprint, row_id
+from fedit.data.manifest import Partition, build
 from fedit.data.pairs import tokenize_pairs
 from fedit.data.partition import find_scheme
 from fedit.data.templates import Template, get_template
@@ -45,6 +45,23 @@ def prepare(
     Raises:
         UserError: settings, data or model cannot work together; the message says what to do.
     """
+    job = assemble(config, say, num_threads)
+    check_strategy(job, job.strategy)
+    pace_of(job.config, job.strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
+    if not job.held_out:
+        raise DataError(
+            f"nothing of '{job.corpus.name}' is held out, so nothing could be measured; set held_out to some rows."
+        )
+    if config.exact_match or config.compare:
+        refuse_bad_checks(job.held_out)
+    _check_context(config, job.source)
+    return job
+
+
+def assemble(
+    config: RunConfig, say: Callable[[str], None] = lambda text: None, num_threads: int | None = None
+) -> Job:
+    """Return a job, see `prepare`, without checking whether its clients can be a federation."""
     num_threads = num_threads or default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
@@ -87,15 +104,49 @@ def prepare(
         policy,
         rejected,
     )
-    check_strategy(job, strategy)
-    pace_of(config, strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
-    if not job.held_out:
-        raise DataError(
-            f"nothing of '{corpus.name}' is held out, so nothing could be measured; set held_out to some rows."
-        )
-    if config.exact_match or config.compare:
-        refuse_bad_checks(job.held_out)
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
+    return job
+
+
+def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpus) -> Job:
+    """Return the server's half of a job whose clients keep their rows on machines of their own.
+
+    sizes:    client -> rows.
+    held_out: whose rows the server measures on.
+
+    Raises:
+        UserError: settings, data or model cannot work together; the message says what to do.
+    """
+    num_threads = default_threads(config)
+    torch.set_num_threads(num_threads)
+    strategy = build_strategy(config.strategy, config.strategy_options)
+    rows, _ = for_objective(held_out, config.objective)
+    corpus = Corpus(rows.name, (), held_out=rows.all())
+    source = resolve_model(config.model)
+    config = with_rank(config, strategy, source)
+    tokenizer = load_tokenizer(source)
+    template = get_template(config.prompt_template, tokenizer)
+    measured = [row_id(example) for example in corpus.held_out]
+    partition = Partition(
+        "deployment", {}, config.seed, {c: [] for c in sorted(sizes)}, [], measured, {}, fingerprint(corpus.all())
+    )
+    table, rejected = tokens_of(config, corpus.all(), tokenizer, template)
+    job = Job(
+        config,
+        source,
+        tokenizer,
+        template,
+        strategy,
+        build_transforms(config.transforms),
+        corpus,
+        partition,
+        table,
+        num_threads,
+        rejected=rejected,
+        elsewhere=sizes,
+    )
+    check_strategy(job, strategy)
+    pace_of(config, strategy, list(job.seen), lambda client: 0)
     _check_context(config, source)
     return job
 

@@ -66,8 +66,8 @@ def init(
 ) -> None:
     """Make a deployment: certificates, one key per site, and for each site the bundle that its operator gets.
 
-    The folder stays on the server's machine. Each operator gets DIR/sites/SITE.tar.gz, by a way that you would send a
-    password: it holds the site's private key and a guide of one page.
+    The folder stays on the server's machine. Each operator gets DIR/sites/SITE.tar.gz, in a way in which you would
+    send a password: it holds the site's private key, and a guide of one page.
     """
     from fedit.flower.extra import require
 

@@ -150,7 +150,7 @@ def _write_new(path: Path, data: bytes, mode: int = _PUBLIC) -> None:
 
 
 def _packed(bundle: Path) -> bytes:
-    """Return a bundle as tar.gz that unpacks into a folder with the site's name, its key private from the start."""
+    """Return a bundle as tar.gz; it unpacks into a folder with the site's name, the key private from the start."""
     packed = io.BytesIO()
     # Neither times nor owners of this machine.
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as compressed:

@@ -100,7 +100,7 @@ def write_summary(
 ) -> None:
     """Write pictures, ``summary.md`` and, last, ``summary.json``, whose presence says that the run is finished."""
     counts = job.category_counts
-    sizes = {client: len(rows) for client, rows in job.clients.items()}
+    sizes = job.sizes
     held = {client: {"rows": sizes[client], "categories": mine} for client, mine in counts.items()}
     write_json(folder / COUNTS, held)
     if not any(counts.values()):

@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,10 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```\n(.*?)(?=^```|\Z)", re.MULTILINE | re.DOTALL)
 SAVED_AS = re.compile(r"^\s*Saved as `([\w./-]+)`")
+
+GROUPS: list[int] = []
+"""Process groups of the blocks of a document, some of which leave programs running in the background."""
+SECONDS_TO_END = 30
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,16 @@ WITH_COMMANDS = [path for path in DOCUMENTS if blocks(path)]
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
 def test_commands_of_a_document_work(path, tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for block in blocks(path):
-        if block.saved_as:
-            (tmp_path / block.saved_as).write_text(block.text, encoding="utf-8")
-        elif block.language == "python":
-            run([sys.executable, "-c", block.text], tmp_path)
-        else:
-            run_shell(block.text, tmp_path)
+    try:
+        for block in blocks(path):
+            if block.saved_as:
+                (tmp_path / block.saved_as).write_text(block.text, encoding="utf-8")
+            elif block.language == "python":
+                run([sys.executable, "-c", block.text], tmp_path)
+            else:
+                run_shell(block.text, tmp_path)
+    finally:
+        end_what_runs()
 
 
 def run_shell(text: str, folder: Path) -> None:
@@ -60,11 +70,26 @@ def run_shell(text: str, folder: Path) -> None:
 
 def run(command: list[str], folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as started:  # fmt: skip
+        GROUPS.append(started.pid)
+        out, err = started.communicate()
+    assert started.returncode == 0, f"{command[-1]}\n{out[-2000:]}\n{err[-4000:]}"
+
+
+def end_what_runs() -> None:
+    """End what blocks left running in the background, as servers are: the newest first."""
+    while GROUPS:
+        group = GROUPS.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+            for _ in range(SECONDS_TO_END * 10):
+                time.sleep(0.1)
+                os.killpg(group, 0)
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_commands_are_found_where_there_are_some():
-    assert {path.name for path in WITH_COMMANDS} >= {"README.md", "CONTRIBUTING.md"}
+    assert {path.name for path in WITH_COMMANDS} >= {"README.md", "CONTRIBUTING.md", "deploy.md"}

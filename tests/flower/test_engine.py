@@ -1,0 +1,281 @@
+"""The engine of a deployment over sites in this process: same bits as a simulation, and every kind of trouble."""
+
+import json
+
+import pytest
+import torch
+from loops import LoopLink
+from tiny import write_rows
+
+from fedit.errors import RoundError
+from fedit.flower.engine import SENDINGS, Flower
+from fedit.flower.link import Trouble
+from fedit.flower.policy import Policy
+from fedit.flower.run import run_deployed
+from fedit.flower.site import SiteSettings, SiteWorker
+from fedit.launch import run
+from fedit.model.export import read_adapter
+from fedit.prepare import prepare
+
+SITES = ("hospital-a", "hospital-b", "hospital-c")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A file of rows that three sites own."""
+    path = tmp_path / "all.jsonl"
+    write_rows(path, 48)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "site": SITES[i // 3 % 3]}) + "\n" for i, row in enumerate(rows)))
+    return path
+
+
+@pytest.fixture
+def job(make_config):
+    def make(**changes):
+        return make_config(
+            **{"held_out": None, "num_clients": None, "stack_clients": 1, "num_rounds": 3, **changes}
+        )
+
+    return make
+
+
+def split(config, data):
+    """Write what each site trains on in a simulation to a file of its own, and what is held out to another."""
+    lines = data.read_text().splitlines()
+    dealt = prepare(config)
+    parts = {**dealt.clients, "held-out": dealt.corpus.held_out}
+    for name, examples in parts.items():
+        numbers = [int(example.where.rpartition(":")[2]) for example in examples]
+        (data.parent / f"{name}.jsonl").write_text("".join(f"{lines[number - 1]}\n" for number in numbers))
+
+
+def site_worker(data, folder, name, policy=None, **options):
+    settings = SiteSettings(name, data.parent / f"{name}.jsonl", folder / name, **options)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    return SiteWorker(settings, policy or Policy())
+
+
+def flower(link, config, **options):
+    return Flower(
+        link, "first", config.model_dump(mode="json"), len(link.sites), clock=link.clock, together=1, **options
+    )
+
+
+def simulated(job, data, folder, **changes):
+    config = job(dataset=str(data), partitioner="natural", partition_by="site", held_out=0.2, **changes)
+    split(config, data)
+    return run(config, folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"strategy": "flora", "client_ranks": {"hospital-a": 2, "hospital-b": 4, "hospital-c": 3}},
+        {"client_optimizer": "keep", "transforms": [{"quantize": {"bits": 8}}, {"zstd": {}}]},
+        {"strategy": "scaffold", "optimizer": "sgd"},
+        {"clients_per_round": 2},
+    ],
+    ids=["fedit", "ranks", "packed", "scaffold", "two"],
+)
+def test_a_deployed_run_ends_with_the_bits_of_a_simulation(job, data, tmp_path, changes):
+    expected = simulated(job, data, tmp_path / "simulated", **changes)
+    link = LoopLink({name: site_worker(data, tmp_path / "sites", name).answer for name in SITES})
+    config = job(**changes)
+    result = run_deployed(
+        config,
+        tmp_path / "deployed",
+        data.parent / "held-out.jsonl",
+        lambda c: flower(link, c),
+        lambda event: None,
+    )
+    ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert result.summary["held_out"]["after"]["loss"] == expected.summary["held_out"]["after"]["loss"]
+
+
+# --- trouble ---
+
+
+@pytest.fixture
+def sites(job, data, tmp_path):
+    """Return (link over three sites, settings): a federation of three rounds."""
+    simulated_config = job(dataset=str(data), partitioner="natural", partition_by="site", held_out=0.2)
+    split(simulated_config, data)
+    return LoopLink({name: site_worker(data, tmp_path / "sites", name).answer for name in SITES}), job()
+
+
+def deployed(sites, tmp_path, data, events=None, **options):
+    link, config = sites
+    heard = events if events is not None else []
+    return run_deployed(
+        config,
+        tmp_path / "deployed",
+        data.parent / "held-out.jsonl",
+        lambda c: flower(link, c, **options),
+        heard.append,
+    )
+
+
+def rounds(result):
+    lines = (result.folder / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == "round"], [
+        e for e in map(json.loads, lines) if e["event"] == "client_failed"
+    ]
+
+
+def troubled(answer, trouble, times):
+    """Return an answer that is trouble the first times it trains."""
+
+    def wrapped(header, pieces):
+        found = answer(header, pieces)
+        if header["do"] == "train" and times and times.pop(0):
+            return trouble
+        return found
+
+    return wrapped
+
+
+def test_lost_work_is_sent_again_and_answered_without_training_again(sites, data, tmp_path):
+    link, _ = sites
+    trained = []
+    real = link.sites[SITES[0]]
+
+    def counting(header, pieces):
+        before = len(trained)
+        found = real(header, pieces)
+        if header["do"] == "train" and header["task_id"] not in trained:
+            trained.append(header["task_id"])
+        assert len(trained) <= before + 1
+        return found
+
+    link.sites[SITES[0]] = troubled(counting, Trouble("upload broke off", lost=True), [True])
+    result = deployed(sites, tmp_path, data)
+    records, failures = rounds(result)
+    assert [r["delivered"] for r in records] == [3, 3, 3]
+    assert not failures
+    assert len(link.trained()) == 3 * 3 + 1
+    assert len(trained) == 3
+
+
+def test_what_is_lost_again_and_again_is_that_site_s_failure(sites, data, tmp_path):
+    link, _ = sites
+    link.sites[SITES[0]] = troubled(link.sites[SITES[0]], Trouble("gone", lost=True), [True] * SENDINGS)
+    records, failures = rounds(deployed(sites, tmp_path, data))
+    assert [r["delivered"] for r in records] == [2, 3, 3]
+    assert [(f["client"], f["reason"]) for f in failures] == [(SITES[0], f"site {SITES[0]}: gone")]
+
+
+def test_an_error_at_a_site_costs_its_update_alone(sites, data, tmp_path):
+    link, _ = sites
+    link.sites[SITES[1]] = troubled(link.sites[SITES[1]], ({"error": "out of memory"}, {}), [False, True])
+    records, failures = rounds(deployed(sites, tmp_path, data))
+    assert [r["delivered"] for r in records] == [3, 2, 3]
+    assert failures[0]["reason"] == f"site {SITES[1]}: out of memory"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ({"results": []}, {}),
+        ({"results": [{"client_id": "somebody", "round": 1}]}, {}),
+        ({"results": [{"client_id": SITES[0], "round": 7, "reason": "x"}]}, {}),
+        ({"results": "none"}, {}),
+        ({}, {}),
+        ({"results": [{"client_id": SITES[0], "round": 1, "num_examples": 1, "weight": 1.0, "metrics": {},
+                       "scale": 1.0}]}, {"0": b"not tensors"}),
+    ],
+    ids=["none", "another", "old", "text", "empty", "bytes"],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_that_site_s_failure(sites, data, tmp_path, answer):
+    link, _ = sites
+    link.sites[SITES[0]] = troubled(link.sites[SITES[0]], answer, [True])
+    records, failures = rounds(deployed(sites, tmp_path, data))
+    assert [r["delivered"] for r in records] == [2, 3, 3]
+    assert failures[0]["reason"].startswith(f"site {SITES[0]}: its answer cannot be read")
+
+
+def test_a_late_site_is_not_waited_for_not_asked_while_at_work_and_never_counted_twice(sites, data, tmp_path):
+    link, _ = sites
+    late = SITES[2]
+    events = []
+    real_send, real_answers = link.send, link.answers
+
+    def send(parcels):
+        if any(p.header["do"] == "train" and p.header["tasks"][0]["round"] == 1 for p in parcels):
+            link.silent.add(late)
+        return real_send(parcels)
+
+    def answers(ids):
+        if any(e["event"] == "round" and e["round"] == 2 for e in events):
+            link.silent.discard(late)
+        return real_answers(ids)
+
+    link.send, link.answers = send, answers
+    records, failures = rounds(deployed(sites, tmp_path, data, events, deadline=5.0))
+    assert [r["delivered"] for r in records] == [2, 2, 3]
+    assert [f["reason"] for f in failures] == [
+        f"site {late} did not answer in time",
+        f"site {late} is still at work on round 1",
+    ]
+    assert [e["site"] for e in events if e["event"] == "site_back"] == [late]
+
+
+def test_a_site_that_is_offline_is_not_asked(sites, data, tmp_path):
+    link, _ = sites
+    events = []
+    real = link.answers
+
+    def answers(ids):
+        if any(e["event"] == "round" for e in events):
+            link.offline.add(SITES[0])
+        return real(ids)
+
+    link.answers = answers
+    records, failures = rounds(deployed(sites, tmp_path, data, events))
+    assert records[0]["delivered"] == 3
+    assert records[2]["delivered"] == 2
+    assert f"site {SITES[0]} is offline" in [f["reason"] for f in failures]
+
+
+def test_a_run_goes_on_after_its_server_died(sites, job, data, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(event):
+        if event["event"] == "round" and event["round"] == 2:
+            raise Killed
+
+    link, config = sites
+    folder, held_out = tmp_path / "deployed", data.parent / "held-out.jsonl"
+    with pytest.raises(Killed):
+        run_deployed(config, folder, held_out, lambda c: flower(link, c), kill)
+    result = run_deployed(config, folder, held_out, lambda c: flower(link, c), lambda event: None)
+    expected = simulated(job, data, tmp_path / "simulated")
+    ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert len({e["round"] for e in rounds(result)[0]}) == 3
+
+
+def test_two_sites_with_one_client_are_named(sites, data, tmp_path):
+    link, _ = sites
+    link.sites[SITES[1]] = link.sites[SITES[0]]
+    with pytest.raises(RoundError, match=f"sites {SITES[0]} and {SITES[1]} both have a client '{SITES[0]}'"):
+        deployed(sites, tmp_path, data)
+
+
+def test_too_few_sites_end_the_wait(sites, data, tmp_path):
+    link, _ = sites
+    link.offline.add(SITES[0])
+    with pytest.raises(RoundError, match="2 of 3 sites answered within 20 s"):
+        deployed(sites, tmp_path, data, joining=20.0)
+
+
+def test_a_broadcast_that_all_share_is_encoded_once(sites, data, tmp_path):
+    link, _ = sites
+    deployed(sites, tmp_path, data)
+    by_round = {}
+    for parcel in link.trained():
+        by_round.setdefault(parcel.header["tasks"][0]["round"], []).append(next(iter(parcel.pieces.values())))
+    assert all(all(piece is own[0] for piece in own) for own in by_round.values())
