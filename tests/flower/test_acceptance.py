@@ -175,7 +175,8 @@ def assert_ended_like(own, expected, rounds=3):
     assert counted == list(range(1, rounds + 1))
 
 
-def test_check_03_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, make_config):
+@pytest.mark.check(3)
+def test_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, make_config):
     expected = simulated(deployed, make_config)
     begin(deployed)
     assert_ended_like(deployed, expected)
@@ -184,7 +185,8 @@ def test_check_03_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, ma
     assert deployed.stop() == []
 
 
-def test_check_06_a_worker_that_is_killed_while_it_trains_is_started_again(deployed, make_config):
+@pytest.mark.check(6)
+def test_a_worker_that_is_killed_while_it_trains_is_started_again(deployed, make_config):
     expected = simulated(deployed, make_config)
     begin(deployed)
     deployed.wait_for_round(1)
@@ -193,7 +195,8 @@ def test_check_06_a_worker_that_is_killed_while_it_trains_is_started_again(deplo
     assert_ended_like(deployed, expected)
 
 
-def test_check_08_a_server_process_that_is_killed_goes_on_where_it_was(deployed, make_config):
+@pytest.mark.check(8)
+def test_a_server_process_that_is_killed_goes_on_where_it_was(deployed, make_config):
     expected = simulated(deployed, make_config)
     begin(deployed)
     deployed.wait_for_round(1)
@@ -202,7 +205,8 @@ def test_check_08_a_server_process_that_is_killed_goes_on_where_it_was(deployed,
     assert_ended_like(deployed, expected)
 
 
-def test_check_09_a_superlink_that_is_killed_comes_back_with_its_sites_and_run(deployed, make_config):
+@pytest.mark.check(9)
+def test_a_superlink_that_is_killed_comes_back_with_its_sites_and_run(deployed, make_config):
     expected = simulated(deployed, make_config)
     begin(deployed)
     deployed.wait_for_round(1)

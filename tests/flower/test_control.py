@@ -67,6 +67,7 @@ def test_settings_of_where_rows_come_from_are_named_as_unused(rows: Path) -> Non
     assert check_job(job, rows) == ["num_clients", "partitioner", "alpha"]
 
 
+@pytest.mark.check(16)
 def test_names_options_and_rows_are_checked_before_anything_is_sent(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean 'fedavgm'"):
         check_job(settings.load(None, ["strategy=fedavgmm"]), rows)

@@ -7,8 +7,9 @@ import torch
 from loops import LoopLink
 from splitting import SITES, split, write_owned_rows
 
+from fedit import tensorfiles
 from fedit.errors import RoundError
-from fedit.flower.engine import SENDINGS, Flower
+from fedit.flower.engine import SENDINGS, TENSORS, Flower
 from fedit.flower.link import Trouble
 from fedit.flower.policy import Policy
 from fedit.flower.run import run_deployed
@@ -53,16 +54,18 @@ def simulated(job, data, folder, **changes):
     return run(config, folder)
 
 
+@pytest.mark.check(4)
 @pytest.mark.parametrize(
     "changes",
     [
         {},
         {"strategy": "flora", "client_ranks": {"hospital-a": 2, "hospital-b": 4, "hospital-c": 3}},
         {"client_optimizer": "keep", "transforms": [{"quantize": {"bits": 8}}, {"zstd": {}}]},
+        {"transforms": [{"cast": {}}]},
         {"strategy": "scaffold", "optimizer": "sgd"},
         {"clients_per_round": 2},
     ],
-    ids=["fedit", "ranks", "packed", "scaffold", "two"],
+    ids=["fedit", "ranks", "packed", "bf16", "scaffold", "two"],
 )
 def test_a_deployed_run_ends_with_the_bits_of_a_simulation(job, data, tmp_path, changes):
     expected = simulated(job, data, tmp_path / "simulated", **changes)
@@ -152,12 +155,32 @@ def test_what_is_lost_again_and_again_is_that_site_s_failure(sites, data, tmp_pa
     assert [(f["client"], f["reason"]) for f in failures] == [(SITES[0], f"site {SITES[0]}: gone")]
 
 
+@pytest.mark.check(5)
 def test_an_error_at_a_site_costs_its_update_alone(sites, data, tmp_path):
     link, _ = sites
     link.sites[SITES[1]] = troubled(link.sites[SITES[1]], ({"error": "out of memory"}, {}), [False, True])
     records, failures = rounds(deployed(sites, tmp_path, data))
     assert [r["delivered"] for r in records] == [3, 2, 3]
     assert failures[0]["reason"] == f"site {SITES[1]}: out of memory"
+
+
+@pytest.mark.check(4)
+def test_an_update_with_nan_is_refused_and_named(sites, data, tmp_path):
+    link, _ = sites
+    real = link.sites[SITES[0]]
+
+    def poisoned(header, pieces):
+        answer, found = real(header, pieces)
+        if header["do"] != "train" or header["tasks"][0]["round"] != 2:
+            return answer, found
+        sets, _ = tensorfiles.decode(found["0"], (TENSORS,))
+        spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in sets[TENSORS].items()}
+        return answer, {"0": tensorfiles.encode({TENSORS: spoilt}, {})}
+
+    link.sites[SITES[0]] = poisoned
+    records, failures = rounds(deployed(sites, tmp_path, data))
+    assert [r["delivered"] for r in records] == [3, 2, 3]
+    assert (failures[0]["client"], "finite" in failures[0]["reason"]) == (SITES[0], True)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +204,7 @@ def test_an_answer_that_cannot_be_read_is_that_site_s_failure(sites, data, tmp_p
     assert failures[0]["reason"].startswith(f"site {SITES[0]}: its answer cannot be read")
 
 
+@pytest.mark.check(12)
 def test_a_late_site_is_not_waited_for_not_asked_while_at_work_and_never_counted_twice(sites, data, tmp_path):
     link, _ = sites
     late = SITES[2]

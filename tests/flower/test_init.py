@@ -95,6 +95,7 @@ def verify(deployment, name, roots=None):
 # --- certificates and keys ---
 
 
+@pytest.mark.check(2)
 @pytest.mark.parametrize("name", [HOST, "127.0.0.1", "::1", "localhost"])
 def test_the_server_certificate_verifies_for_every_name_it_is_reached_by(made, name):
     assert len(verify(made, name)) == 2
@@ -148,6 +149,7 @@ def test_private_keys_belong_to_their_certificates(made):
         assert key.public_key() == certificate.public_key()
 
 
+@pytest.mark.check(2)
 @pytest.mark.parametrize("site", SITES)
 def test_node_keys_are_what_flower_takes(made, site):
     private = load_ssh_private_key((made.bundle(site) / "node.key").read_bytes(), None)
@@ -195,6 +197,7 @@ def test_what_is_private_can_be_read_by_its_owner_alone(made):
     assert [mode(folder) for folder in (made.certs, made.bundles, made.state)] == [0o700] * 3
 
 
+@pytest.mark.check(2)
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
 def test_private_files_are_private_from_the_start_whatever_the_umask(tmp_path, monkeypatch):
     opened = {}

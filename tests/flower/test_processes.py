@@ -165,6 +165,7 @@ def test_the_server_of_the_bundle_is_reached(deployment: Deployment) -> None:
         assert unreachable(site_of(deployment)) is None
 
 
+@pytest.mark.check(15)
 def test_another_servers_certificate_is_refused_for_good(deployment: Deployment, tmp_path: Path) -> None:
     stranger = create(tmp_path / "other", ["a"], "127.0.0.1", deployment.port, insecure=False)
     with answering(stranger, encrypted=True), pytest.raises(ConfigError, match=r"is not signed by .*ca\.crt"):

@@ -237,6 +237,7 @@ def test_what_passes_messages_on_imports_no_pytorch():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.check(1)
 def test_the_core_imports_no_flwr():
     code = "import fedit, fedit.cli.app, fedit.launch, fedit.rounds, sys; print('flwr' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
