@@ -32,7 +32,7 @@ FENCES = {
     "pickle": (),
     "dill": (),
     "cloudpickle": (),
-    "socket": ("diagnose.py", "ui/", "flower/"),  # is the package index there?; the page's server; sites
+    "socket": ("diagnose.py", "flower/", "ui/"),  # is the package index there?; sites; the page's server
 }
 
 

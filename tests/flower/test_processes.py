@@ -17,7 +17,7 @@ from socket import create_server
 import pytest
 
 from fedit.config import RunConfig
-from fedit.errors import ConfigError
+from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json
 from fedit.flower import children, control
 from fedit.flower.children import Child, Kept, born, end_leftovers, remembered
@@ -249,7 +249,7 @@ class Running:
 
     def pids(self, name: str) -> dict[str, int]:
         path = self.state(name) / ("server.json" if name == "server" else "node.json")
-        with suppress(OSError, ValueError):
+        with suppress(RunFolderError):
             return {child: one["pid"] for child, one in read_json(path)["processes"].items()}
         return {}
 
