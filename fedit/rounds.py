@@ -10,7 +10,7 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
-from fedit.rehearsal import check_ranks
+from fedit.rehearsal import refuse_larger_ranks
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
@@ -162,7 +162,7 @@ def _one_round(
         pace.plan(server, clients, training, partial(_traffic, strategy)), strategy, server, clients, training
     )
     broadcasts = {one.client_id: strategy.broadcast(one.start, one.client) for one in plan.asked}
-    check_ranks(strategy, server, [one.client for one in plan.asked], list(broadcasts.values()))
+    refuse_larger_ranks(strategy, server, [one.client for one in plan.asked], list(broadcasts.values()))
     down, up = Downlink(transforms), _Uplink(transforms)
     tasks = [_task(one, down.sent(broadcasts[one.client_id]), seed) for one in plan.asked]
     in_vain = [strategy.broadcast(one.start, one.client) for one, _ in plan.dropped]
