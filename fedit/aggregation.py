@@ -17,7 +17,7 @@ from fedit.model.export import (
     scale_in_config,
     write_adapter_files,
 )
-from fedit.rehearsal import COHORT, check_ranks, rehearse
+from fedit.rehearsal import COHORT, refuse_larger_ranks, rehearse
 from fedit.strategies.base import Strategy
 from fedit.types import (
     ClientFailure,
@@ -149,7 +149,7 @@ def _update(
     rank = lora.rank_of(trained)
     info = ClientInfo(name, client.num_examples, rank, scale)
     sent = strategy.broadcast(server, info)
-    check_ranks(strategy, server, [info], [sent])
+    refuse_larger_ranks(strategy, server, [info], [sent])
     start = lora.completed(sent.adapter, server.adapter)
     if unknown := sorted(set(start) - set(trained)):
         raise ModelError(f"{client.folder} lacks {unknown[0]}, which strategy '{type(strategy).__name__}' trains.")

@@ -90,10 +90,12 @@ class RunConfig(BaseModel):
     virtual_tokens: PositiveInt = Field(20, json_schema_extra=_in("model"))
     """Tokens of the learnt prefix, for tuning=prefix."""
     lora_r: PositiveInt | Literal["auto"] = Field(16, json_schema_extra=_in("model"))
-    """LoRA rank, also that of dora and vera; auto: the largest at which a client sends at most upload_megabytes
-    a round."""
+    """LoRA rank, also that of dora and vera; auto: the largest within upload_megabytes and adapter_megabytes."""
     upload_megabytes: Annotated[float, Field(gt=0)] | None = Field(None, json_schema_extra=_in("model"))
     """What a client may send in a round, in millions of bytes, for lora_r=auto."""
+    adapter_megabytes: Annotated[float, Field(gt=0)] | None = Field(None, json_schema_extra=_in("model"))
+    """What a client's adapter may take in memory while it trains (values, gradients and the optimizer's moments,
+    not the base nor activations), in millions of bytes, for lora_r=auto."""
     lora_alpha: Annotated[float, Field(gt=0)] = Field(32, json_schema_extra=_in("model"))
     """LoRA scale: updates are multiplied by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, json_schema_extra=_in("model"))
@@ -310,8 +312,9 @@ class RunConfig(BaseModel):
                 "early_stopping needs validation rows: set validation, for instance to 4",
             ),
             (
-                (self.lora_r == "auto") != (self.upload_megabytes is not None),
-                "lora_r=auto and upload_megabytes go together",
+                (self.lora_r == "auto")
+                != (not (self.upload_megabytes is None and self.adapter_megabytes is None)),
+                "lora_r=auto and a budget (upload_megabytes, adapter_megabytes or both) go together",
             ),
             (
                 self.lora_r != "auto" and max(self.own_ranks(), default=0) > self.lora_r,

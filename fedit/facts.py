@@ -72,23 +72,65 @@ def bytes_of_a_round(
 
     shapes: (in, out) of every adapted layer; layers of one shape are rehearsed once.
     """
-    counts: dict[str, int] = {}
-    for width, out in shapes:
-        key = f"shape.{width}x{out}"
-        counts[key] = counts.get(key, 0) + 1
-    distinct = {key: (int(key[6:].split("x")[0]), int(key[6:].split("x")[1])) for key in counts}
+    distinct, counts = _distinct(shapes)
     rounds = rehearse(strategy, rounds=ROUNDS, shapes=distinct, rank=rank, ranks=(None,) * cohort)
     up = sum(_bytes(p.update.delta, counts) + _bytes(p.update.extra, counts) for p in rounds)
     down = sum(_bytes(held, counts) for p in rounds for held in (p.sent.adapter, p.sent.ledger, p.sent.extra))
     return up / ROUNDS, down / ROUNDS
 
 
+def bytes_in_training(
+    strategy: Strategy,
+    shapes: Sequence[tuple[int, int]],
+    rank: int,
+    *,
+    moments: int,
+    entry: int = 4,
+    cohort: int = 8,
+) -> int:
+    """Return the bytes that a client's adapter takes on its device in training, the most over the first rounds.
+
+    Every tensor of the adapter has its values and a place for gradients, frozen ones too, since both are one
+    buffer each; the optimizer has ``moments`` numbers for each entry that is trained in a round. The base,
+    activations, ledgers and what a strategy corrects gradients with come on top.
+
+    shapes: (in, out) of every adapted layer; moments: 2 for AdamW, 1 for SGD with momentum, 0 without.
+    entry:  bytes of a number.
+    """
+    distinct, counts = _distinct(shapes)
+    rounds = rehearse(strategy, rounds=ROUNDS, shapes=distinct, rank=rank, ranks=(None,) * cohort)
+    return max(
+        entry
+        * (
+            2 * _entries(played.start, counts)
+            + moments * _entries({n: played.start[n] for n in played.trained}, counts)
+        )
+        for played in rounds
+    )
+
+
+def _distinct(shapes: Sequence[tuple[int, int]]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Return one module a shape, and how many layers have it."""
+    counts: dict[str, int] = {}
+    distinct: dict[str, tuple[int, int]] = {}
+    for width, out in shapes:
+        key = f"shape.{width}x{out}"
+        distinct[key] = (width, out)
+        counts[key] = counts.get(key, 0) + 1
+    return distinct, counts
+
+
+def _entries(held: Tensors, counts: Mapping[str, int]) -> int:
+    return sum(_times(name, counts) * tensor.numel() for name, tensor in held.items())
+
+
 def _bytes(held: Tensors, counts: Mapping[str, int]) -> int:
-    total = 0
-    for name, tensor in held.items():
-        times = next((count for module, count in counts.items() if f"{module}." in f"{name}."), 1)
-        total += times * tensor.numel() * tensor.element_size()
-    return total
+    return sum(_times(name, counts) * tensor.numel() * tensor.element_size() for name, tensor in held.items())
+
+
+def _times(name: str, counts: Mapping[str, int]) -> int:
+    """Return how many layers a rehearsed tensor stands for."""
+    return next((count for module, count in counts.items() if f"{module}." in f"{name}."), 1)
 
 
 def _works(strategy: Strategy, *, sealed: bool = False, ranks: Sequence[int | None] | None = None) -> bool:

@@ -9,12 +9,13 @@ from fedit import checkpoint, tensorfiles
 from fedit.arms import FEDERATED, Arm
 from fedit.compute import Compute
 from fedit.defence import tune_afterwards
+from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
-from fedit.rounds import RoundRecord, run_rounds
+from fedit.rounds import RoundRecord, left_under_way, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
 
@@ -80,6 +81,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
+    _log_under_way(server, engine, arm, log)
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
@@ -112,18 +114,21 @@ def best_round(job: Job, events: Sequence[Event]) -> int | None:
 def totals(events: Sequence[Event]) -> dict[str, float]:
     """Return rounds, tokens, bytes and seconds of an arm, added up over its events.
 
+    What was sent to clients that were still under way at the end counts too.
+
     Simulated seconds are those of the virtual clock; left out where there is none.
     """
     rounds = [event for event in events if event["event"] == "round"]
+    sent = [*rounds, *(event for event in events if event["event"] == "under_way")]
     timed = [event for event in events if "seconds" in event]
     simulated = [event["simulated_seconds"] for event in rounds if "simulated_seconds" in event]
     return {
         "rounds": len(rounds),
         "tokens": sum(_number(event["tokens"]) for event in rounds),
         "bytes_up": sum(_number(event["bytes_up"]) for event in rounds),
-        "bytes_down": sum(_number(event["bytes_down"]) for event in rounds),
+        "bytes_down": sum(_number(event["bytes_down"]) for event in sent),
         "raw_bytes_up": sum(_number(event["raw_bytes_up"]) for event in rounds),
-        "raw_bytes_down": sum(_number(event["raw_bytes_down"]) for event in rounds),
+        "raw_bytes_down": sum(_number(event["raw_bytes_down"]) for event in sent),
         "seconds": round(sum(_number(event["seconds"]) for event in timed), 3),
         **({"simulated_seconds": sum(map(_number, simulated))} if simulated else {}),
     }
@@ -169,6 +174,9 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
     for failure in record.failures:
         marked = _marked(failure.client_id, hostile)
         log.write("client_failed", record.round, client=failure.client_id, reason=failure.reason, **marked)
+    for one in record.dropped:
+        marked = _marked(one.client_id, hostile)
+        log.write("client_dropped", record.round, client=one.client_id, reason=one.reason, **marked)
     log.write(
         "round",
         record.round,
@@ -184,9 +192,21 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         raw_bytes_down=record.raw_bytes_down,
         seconds=round(record.seconds, 3),
         **({"reason": record.reason} if record.reason else {}),
+        **({"dropped": len(record.dropped)} if record.dropped else {}),
+        **({"flushed": True} if record.flushed else {}),
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         **record.diagnostics,
     )
+
+
+def _log_under_way(server: ServerState, engine: Engine, arm: Arm, log: EventLog) -> None:
+    """Write once who had started and is not waited for, since the rounds are over."""
+    if any(event["event"] == "under_way" for event in log.history()):
+        return
+    left = left_under_way(server, engine, arm.strategy, arm.cohort, arm.transforms)
+    if left.clients:
+        fields = {"bytes_down": left.bytes_down, "raw_bytes_down": left.raw_bytes_down}
+        log.write("under_way", server.round, clients=left.clients, **fields)
 
 
 def _attack(job: Job, arm: Arm) -> dict[str, object]:

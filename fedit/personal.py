@@ -120,12 +120,14 @@ def _matrix(
     clients: dict[str, dict[str, object]] = {}
     own: dict[str, dict[str, float]] = {"global": {}, "personal": {}, "tuned": {}, "local": dict(alone)}
     failures: dict[str, str] = {}
+    initial = compute.initial() if job.config.personal_steps else {}
     everybody = personal_models(job, compute, strategy, folder, server)
     while members := list(islice(everybody, TOGETHER)):
         log.tell("evaluating", server.round)
         found = {"personal": dict(zip([c for c, _ in members], measure([r for _, r in members]), strict=True))}
         if job.config.personal_steps:
-            changed, failed = _tune(job, compute, folder, members)
+            starts = [(client, strategy.tuning(running, initial)) for client, running in members]
+            changed, failed = _tune(job, compute, folder, starts)
             failures |= failed
             found["tuned"] = dict(zip(changed, measure(list(changed.values())), strict=True))
         for client, _ in members:

@@ -161,6 +161,11 @@ def check_strategy(job: Job, strategy: Strategy) -> None:
     chain.check(job.transforms, strategy)
     refuse_factors_only(strategy, job.config.tuning)
     check_ranks(job.config, strategy, job.clients)
+    if strategy.tunes_after and not job.config.personal_steps:
+        raise ConfigError(
+            f"strategy '{type(strategy).__name__}' as it is set trains what is a client's own after the rounds; "
+            "set personal_evaluation=true and personal_steps to how many steps that takes."
+        )
     strategy.check_cohort(strategy.buffer or job.asked, job.seen)
 
 

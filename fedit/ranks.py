@@ -1,12 +1,13 @@
-"""Ranks of a run: the server's, given or as large as a budget of bytes allows, and those of single clients."""
+"""Ranks of a run: the server's, given or as large as budgets of bytes allow, and those of single clients."""
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, NoUpdates, did_you_mean
-from fedit.facts import bytes_of_a_round
+from fedit.facts import bytes_in_training, bytes_of_a_round
 from fedit.model.shapes import largest_rank, shapes_of
 from fedit.model.sources import ModelSource
 from fedit.rehearsal import rehearse
@@ -17,33 +18,65 @@ MOST_REHEARSED = 128
 
 
 def with_rank(config: RunConfig, strategy: Strategy, source: ModelSource) -> RunConfig:
-    """Return the settings with a number for ``lora_r``: the largest whose uploads fit ``upload_megabytes``.
+    """Return the settings with a number for ``lora_r``: the largest at which all budgets are kept.
+
+    ``upload_megabytes`` is for what a client sends in a round, ``adapter_megabytes`` for what its adapter takes in
+    memory while it trains (`fedit.facts.bytes_in_training`).
 
     Raises:
         ConfigError: not even rank 1 fits, or a client's own rank is larger.
     """
-    if config.lora_r != "auto" or config.upload_megabytes is None:
+    if config.lora_r != "auto":
         return config
     shapes = shapes_of(source, config.lora_target_modules)
-    budget = 1e6 * config.upload_megabytes
-    cohort = _least_cohort(strategy)
-
-    def too_large(rank: int) -> bool:
-        return bytes_of_a_round(strategy, shapes, rank, cohort=cohort)[0] > budget
-
-    rank = bisect_left(range(1, largest_rank(shapes) + 1), True, key=too_large)
+    most = largest_rank(shapes)
+    budgets = _budgets(config, strategy, shapes)
+    found = {name: bisect_left(range(1, most + 1), True, key=one.too_large) for name, one in budgets.items()}
+    name = min(found, key=lambda name: found[name])
+    rank, tightest = found[name], budgets[name]
     if rank == 0:
-        least = bytes_of_a_round(strategy, shapes, 1, cohort=cohort)[0] / 1e6
         raise ConfigError(
-            f"upload_megabytes is {config.upload_megabytes:g}, but at rank 1 a client sends {least:.3g}; "
+            f"{name} is {tightest.megabytes:g}, but at rank 1 {tightest.what} {tightest.takes(1) / 1e6:.3g}; "
             "raise it or adapt fewer layers (lora_target_modules)."
         )
     if max(config.own_ranks(), default=0) > rank:
         raise ConfigError(
-            f"upload_megabytes of {config.upload_megabytes:g} allows rank {rank}, "
+            f"{name} of {tightest.megabytes:g} allows rank {rank}, "
             f"but client_ranks go up to {max(config.own_ranks())}."
         )
-    return config.model_copy(update={"lora_r": rank, "upload_megabytes": None})
+    return config.model_copy(update={"lora_r": rank, **dict.fromkeys(budgets)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """A limit in millions of bytes, what is said of it, and the bytes that a rank takes."""
+
+    megabytes: float
+    what: str
+    takes: Callable[[int], float]
+
+    def too_large(self, rank: int) -> bool:
+        return self.takes(rank) > 1e6 * self.megabytes
+
+
+def _budgets(config: RunConfig, strategy: Strategy, shapes: Sequence[tuple[int, int]]) -> dict[str, _Budget]:
+    """Return the budgets that are set, by the settings' names."""
+    cohort = _least_cohort(strategy)
+    moments = 2 if config.optimizer == "adamw" else int(config.momentum > 0)
+    entry = 8 if config.dtype == "fp64" else 4
+
+    def sent(rank: int) -> float:
+        return bytes_of_a_round(strategy, shapes, rank, cohort=cohort)[0]
+
+    def held(rank: int) -> float:
+        return bytes_in_training(strategy, shapes, rank, moments=moments, entry=entry, cohort=cohort)
+
+    found: dict[str, _Budget] = {}
+    if config.upload_megabytes is not None:
+        found["upload_megabytes"] = _Budget(config.upload_megabytes, "a client sends", sent)
+    if config.adapter_megabytes is not None:
+        found["adapter_megabytes"] = _Budget(config.adapter_megabytes, "the adapter takes in training", held)
+    return found
 
 
 def _least_cohort(strategy: Strategy) -> int:

@@ -41,11 +41,14 @@ TRAINING = LocalTraining(learning_rate=0.1, num_rounds=4, steps=2, optimizer="sg
 class Played:
     """One rehearsed round. Tensors are those of the first client.
 
+    start: all that it starts from, kept tensors too; trained: the names of those that it trains.
     ranks: of the adapters that clients were sent; error: distance of the new model from the mean of the clients'
     models over how far that mean moved.
     """
 
     sent: Broadcast
+    start: Tensors
+    trained: frozenset[str]
     update: ClientUpdate
     ranks: tuple[int, ...]
     error: float
@@ -86,7 +89,7 @@ def rehearse(
     played = []
     for number in range(1, rounds + 1):
         sent = [strategy.broadcast(server, client.info) for client in clients]
-        check_ranks(strategy, server, [client.info for client in clients], sent)
+        refuse_larger_ranks(strategy, server, [client.info for client in clients], sent)
         start = strategy.init(initial).adapter
         starts = [
             lora.completed({**one.adapter, **client.state.private}, start)
@@ -106,12 +109,13 @@ def rehearse(
         )
         after = replace(strategy.aggregate(server, cohort), round=number)
         error = _error(strategy, server, after, ends, updates, sent)
-        played.append(Played(sent[0], updates[0], tuple(_ranks(one) for one in sent), error))
+        trains = frozenset(name for name in starts[0] if strategy.trains(name, number))
+        played.append(Played(sent[0], starts[0], trains, updates[0], tuple(_ranks(one) for one in sent), error))
         server = after
     return played
 
 
-def check_ranks(
+def refuse_larger_ranks(
     strategy: Strategy, server: ServerState, clients: Sequence[ClientInfo], sent: Sequence[Broadcast]
 ) -> None:
     """Raise ``ConfigError`` where a client of a rank of its own was sent an adapter of a larger one.

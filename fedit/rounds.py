@@ -10,7 +10,7 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
-from fedit.rehearsal import check_ranks
+from fedit.rehearsal import refuse_larger_ranks
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
@@ -26,18 +26,21 @@ class RoundRecord:
     """What happened in one round.
 
     cohort: those who were asked, whether their update was waited for or not; in rounds of arrivals, who arrived.
-    clients: those whose updates were used; failures: those who delivered none that could be.
+    clients: those whose updates were used; failures: those who delivered none that could be; dropped: those who
+             were not waited for, as they were late or more had been asked than were wanted.
     bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
     raw_bytes_up, raw_bytes_down: of the same before transforms.
     seconds: wall-clock.
     reason: why the strategy could not aggregate; None where it did.
     simulated_seconds: that it took on the virtual clock; None: there is none.
+    flushed: whether its buffer was not full and could not fill any more.
     """
 
     round: int
     cohort: list[str]
     clients: list[dict[str, float | str]]
     failures: list[ClientFailure]
+    dropped: list[ClientFailure]
     aggregated: bool
     loss: float | None
     tokens: int
@@ -49,6 +52,7 @@ class RoundRecord:
     diagnostics: dict[str, float]
     reason: str | None = None
     simulated_seconds: float | None = None
+    flushed: bool = False
 
 
 @dataclass(slots=True)
@@ -134,8 +138,8 @@ def run_rounds(
         empty = 0 if record.aggregated else empty + bool(record.cohort)
         yield server, record
         if empty == MOST_EMPTY_ROUNDS and record.cohort:
-            first = record.failures[0] if record.failures else None
-            cause = f" First failure: {first.client_id}: {first.reason}." if first else ""
+            first = next(iter([*record.failures, *record.dropped]), None)
+            cause = f" First of them: {first.client_id}: {first.reason}." if first else ""
             if record.reason and len(record.clients) >= min_clients:
                 raise RoundError(f"round {record.round}, as the {empty - 1} before: {record.reason}.{cause}")
             raise RoundError(
@@ -162,7 +166,7 @@ def _one_round(
         pace.plan(server, clients, training, partial(_traffic, strategy)), strategy, server, clients, training
     )
     broadcasts = {one.client_id: strategy.broadcast(one.start, one.client) for one in plan.asked}
-    check_ranks(strategy, server, [one.client for one in plan.asked], list(broadcasts.values()))
+    refuse_larger_ranks(strategy, server, [one.client for one in plan.asked], list(broadcasts.values()))
     down, up = Downlink(transforms), _Uplink(transforms)
     tasks = [_task(one, down.sent(broadcasts[one.client_id]), seed) for one in plan.asked]
     in_vain = [strategy.broadcast(one.start, one.client) for one, _ in plan.dropped]
@@ -213,7 +217,8 @@ def _one_round(
         round=number,
         cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
-        failures=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped] + updates.failures,
+        failures=updates.failures,
+        dropped=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped],
         aggregated=aggregated,
         loss=_mean_loss(used),
         tokens=tally.tokens,
@@ -225,8 +230,38 @@ def _one_round(
         diagnostics=diagnostics,
         reason=reason,
         simulated_seconds=plan.seconds,
+        flushed=plan.flushed,
     )
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Clients that the end of the rounds left under way, and the bytes that they were sent in vain."""
+
+    clients: list[str]
+    bytes_down: int
+    raw_bytes_down: int
+
+
+def left_under_way(
+    server: ServerState,
+    engine: Engine,
+    strategy: Strategy,
+    cohort: CohortRule | Pace,
+    transforms: Sequence[Transform] = (),
+) -> UnderWay:
+    """Return who had started when the last round ended; rounds count what they sent when somebody arrives."""
+    pace = cohort if isinstance(cohort, Pace) else ByRule(cohort)
+    strategy = strategy.settled(server.adapter)
+    found = pace.under_way(server, engine.clients())
+    broadcasts = [strategy.broadcast(start, client) for client, start in found]
+    down = Downlink(transforms)
+    return UnderWay(
+        [client.client_id for client, _ in found],
+        sum(broadcast_bytes(down.sent(broadcast)) for broadcast in broadcasts),
+        sum(map(broadcast_bytes, broadcasts)),
+    )
 
 
 def _with_always(

@@ -188,7 +188,8 @@ class RunningMean:
 
     Sums are float64: with integer weights below 2**29 the mean of a single float32 set
     is that set, bit for bit, and the order of addition hardly matters. Flat sets of one layout
-    are added up in one buffer; sets of other names are added up name by name.
+    are added up in one buffer; sets of other names are added up name by name. Means of coarser
+    numbers than float32 are float32: rounded back they would lose what averaging gains.
     """
 
     def __init__(self) -> None:
@@ -212,7 +213,7 @@ class RunningMean:
         for name, tensor in tensors.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
-                self._dtypes[name] = tensor.dtype
+                self._dtypes[name] = _precise(tensor.dtype)
                 self._weights[name] = 0.0
             piece = tensor.contiguous().view(-1)
             squares += _add_chunks(self._sums[name].view(-1), piece, weight)
@@ -233,8 +234,12 @@ class RunningMean:
             for name, total in self._flat.layout.views(self._flat.sums).items():
                 sums[name] = sums[name] + total if name in sums else total
                 weights[name] = weights.get(name, 0.0) + self._flat.weight
-                dtypes.setdefault(name, self._flat.dtype)
+                dtypes.setdefault(name, _precise(self._flat.dtype))
         return {name: (total / weights[name]).to(dtypes[name]) for name, total in sums.items()}
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 class _FlatSum:
@@ -253,7 +258,7 @@ class _FlatSum:
         return _add_chunks(self.sums, tensors.buffer, weight)
 
     def mean(self) -> Flat:
-        buffer = torch.empty(self.layout.size, dtype=self.dtype, device=self.sums.device)
+        buffer = torch.empty(self.layout.size, dtype=_precise(self.dtype), device=self.sums.device)
         for out, total in zip(buffer.split(CHUNK), self.sums.split(CHUNK), strict=True):
             out.copy_(total / self.weight)
         return Flat(self.layout, buffer)

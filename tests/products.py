@@ -71,8 +71,8 @@ def play(strategy, server, clients, *, seed=1, size=0.3, sealed=False):
         updates.append(
             ClientUpdate(client.client_id, server.round + 1, client.num_examples, weight, delta, scale=sent.scale)
         )
-        starts[client.client_id] = sent.adapter
-        ended = {name: tensor + delta[name] if name in delta else tensor for name, tensor in sent.adapter.items()}
+        starts[client.client_id] = lora.completed(sent.adapter, server.adapter)
+        ended = {n: t + delta[n] if n in delta else t for n, t in starts[client.client_id].items()}
         trained.append(products(ended, sent.scale))
         shares.append(weight)
     cohort = Updates(

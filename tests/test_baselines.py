@@ -94,3 +94,11 @@ def test_one_client_the_centralised_arm_and_a_plain_loop_are_the_same(job, tiny,
     else:
         # Its rate falls with the tokens that it is given, not with steps: almost the same line.
         assert distance(central, alone) < 0.01
+
+
+def test_a_client_alone_is_found_by_its_whole_name(make_config):
+    """OpenFedLLM's local mode takes the last digit of the client's number: client 10 trains on the rows of 0."""
+    job = prepare(make_config(num_clients=11, compare=["local"], compare_clients=11, max_new_tokens=2))
+    assert set(arms.baseline_names(job)) == {f"{k}:{c}" for k in ("local", "local_total") for c in job.clients}
+    for client in ("client-00", "client-10"):
+        assert list(arms.named(job, f"local:{client}", {1: 10}).clients.values()) == [[client]]

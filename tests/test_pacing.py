@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fedit import settings
+from fedit import checkpoint, settings
 from fedit.errors import ConfigError, RunFolderError, UnknownName
 from fedit.launch import resume, run
 from fedit.pace.asynchronous import Asynchronous
@@ -106,9 +106,46 @@ def test_a_run_says_what_its_rounds_took_on_the_virtual_clock(make_config, tmp_p
         assert event["seconds"] > 0
     assert summary["simulated_seconds"] == sum(event["simulated_seconds"] for event in rounds)
     assert "Simulated time: " in (tmp_path / "r" / "summary.md").read_text()
-    reasons = [event["reason"] for event in events_of(tmp_path / "r", "client_failed")]
+    reasons = [event["reason"] for event in events_of(tmp_path / "r", "client_dropped")]
     assert len(reasons) == 3
     assert all(reason.startswith("not waited for") for reason in reasons)
+    # More were asked than wanted: nobody failed.
+    assert not events_of(tmp_path / "r", "client_failed")
+    assert [(event["failed"], event["dropped"]) for event in rounds] == [(0, 1)] * 3
+    assert (summary["failed_updates"], summary["dropped_clients"], summary["left_under_way"]) == (0, 3, 0)
+    said = "Failed updates: 0. Not waited for, late or more than wanted: 3."
+    assert said in (tmp_path / "r" / "summary.md").read_text()
+    page = write_report(run_report(tmp_path / "r"), tmp_path / "report", pdf=False).read_text()
+    assert "asked for 6 updates and got 6. 3 more clients were asked and not waited for" in page
+
+
+def test_who_is_under_way_when_asynchronous_rounds_are_over_is_told_with_what_it_was_sent(make_config, tmp_path):
+    config = make_config(
+        num_clients=5, devices="lognormal", strategy="fedbuff", strategy_options={"buffer_size": 2},
+        clients_per_round=3, num_rounds=3,
+    )  # fmt: skip
+    summary = run(config, tmp_path / "r").summary
+    (event,) = events_of(tmp_path / "r", "under_way")
+    rounds = events_of(tmp_path / "r", "round")
+    state = checkpoint.newest(tmp_path / "r" / "server")
+    # The one that filled the buffer leaves its place free until a next step, which does not come.
+    assert len(event["clients"]) == summary["left_under_way"] == len(state.schedule["flight.client"]) == 2
+    each = sum(4 * tensor.numel() for tensor in state.adapter.values())
+    assert event["bytes_down"] == event["raw_bytes_down"] == 2 * each
+    assert [e["bytes_down"] for e in rounds] == [2 * each] * 3
+    assert summary["bytes_down"] == 8 * each
+    assert (summary["failed_updates"], summary["dropped_clients"]) == (0, 0)
+    assert (
+        "Failed updates: 0. Under way when the rounds were over: 2." in (tmp_path / "r" / "summary.md").read_text()
+    )
+    page = write_report(run_report(tmp_path / "r"), tmp_path / "report", pdf=False).read_text()
+    assert "2 clients were under way when the rounds were over" in page
+
+
+def test_a_synchronous_run_leaves_nobody_under_way(make_config, tmp_path):
+    summary = run(make_config(num_rounds=1), tmp_path / "r").summary
+    assert summary["left_under_way"] == summary["dropped_clients"] == 0
+    assert not events_of(tmp_path / "r", "under_way")
 
 
 def test_a_run_without_a_clock_says_nothing_of_it(make_config, tmp_path):

@@ -236,6 +236,35 @@ def test_fine_tuning_goes_on_from_what_a_client_runs_and_changes_nothing_else(ma
     assert two["clients"]["client-1"]["tuned"]["per_category"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_feddpas_local_adapter_is_trained_after_the_last_round(make_config, tmp_path):
+    """FedDPA-F by hand: from the run's first adapter, three steps beside 0.75 of the frozen global one."""
+    options = {"weight": 0.25, "afterwards": True}
+    config = make_config(**WANTED, strategy="feddpa", strategy_options=options, personal_steps=3)
+    run(config, tmp_path / "r")
+    content, job = read(tmp_path / "r"), prepare(config)
+    server = checkpoint.newest(tmp_path / "r" / "server")
+    fresh, ledger = job.model.initial(0), with_product({}, server.adapter, 0.75 * server.scale)
+    arm = arms.tuned(job)
+    task = ClientTask(
+        1,
+        "client-1",
+        Broadcast(fresh, ledger, scale=0.25 * server.scale),
+        arm.training(1),
+        seeds.derive(0, "tune", "client-1"),
+    )
+    update = Here(job).worker(arm, tmp_path / "elsewhere").train(task)
+    local = {name: fresh[name] + update.delta[name] for name in fresh}
+    expected = measured_by_hand(config, Running(local, ledger, 0.25 * server.scale))
+    row = content["clients"]["client-1"]
+    assert row["tuned"]["per_category"] == pytest.approx(expected, abs=1e-5)
+    assert row["personal"]["per_category"] == content["global"]["per_category"]
+
+
+def test_an_adapter_that_would_be_trained_afterwards_without_steps_is_refused(make_config):
+    with pytest.raises(ConfigError, match="set personal_evaluation=true and personal_steps"):
+        prepare(make_config(strategy="feddpa", strategy_options={"afterwards": True}))
+
+
 def test_fine_tuning_without_the_evaluation_is_refused():
     with pytest.raises(ConfigError, match="personal_steps are for personal_evaluation"):
         settings.from_values({"personal_steps": 2}, "test")

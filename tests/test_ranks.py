@@ -4,13 +4,18 @@ import pytest
 import torch
 from tiny import save_model
 
+from fedit import lora
 from fedit.config import RunConfig
 from fedit.errors import ConfigError
+from fedit.facts import bytes_in_training
 from fedit.model.shapes import shapes_of
 from fedit.model.sources import resolve_model
+from fedit.optimizer import LocalOptimizer
 from fedit.ranks import check_ranks, ranks_of_clients, with_rank
 from fedit.rehearsal import rehearse
+from fedit.strategies import build_strategy
 from fedit.strategies.fedit import FedIT
+from fedit.types import LocalTraining
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +52,64 @@ def test_a_budget_below_rank_one_is_refused_with_what_rank_one_takes(sources):
         with_rank(config(lora_r="auto", upload_megabytes=1e-6), FedIT(), sources["llama"])
 
 
+@pytest.mark.parametrize(
+    ("name", "trained"), [("fedit", "AB"), ("ffa_lora", "B"), ("rolora", "AB"), ("fed_sb", "R")]
+)
+@pytest.mark.parametrize(
+    ("optimizer", "moments"), [({}, 2), ({"optimizer": "sgd"}, 0), ({"optimizer": "sgd", "momentum": 0.9}, 1)]
+)
+def test_what_an_adapter_is_said_to_take_in_training_is_what_it_takes(adapted, name, trained, optimizer, moments):
+    """Bytes of the very tensors that training holds: values, gradients, the optimizer's state."""
+    model, strategy = adapted("llama"), build_strategy(name, {})
+    adapter = strategy.init(model.initial(0)).adapter
+    parameters = model.parameters_of(adapter)
+    most = 0
+    for number in (1, 2):
+        names = [n for n in adapter if strategy.trains(n, number)]
+        assert {n.rpartition(".")[2] for n in names} <= set(trained)
+        how = LocalTraining(learning_rate=0.1, num_rounds=2, steps=1, **optimizer)
+        parameters.train(names)
+        own = LocalOptimizer(parameters, sorted(names), how, {})
+        own.step(0.1)
+        held = [parameters.values_flat.buffer, parameters.gradients, *own.state().values()]
+        most = max(most, sum(t.numel() * t.element_size() for t in held if t.dim()))
+        parameters.forget()
+    shapes = [(model.shapes[f"{m}.A"][1], model.shapes[f"{m}.B"][0]) for m in lora.modules(model.shapes)]
+    entry = parameters.values_flat.buffer.element_size()
+    said = bytes_in_training(strategy, shapes, model.rank, moments=moments, entry=entry)
+    assert said == most
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [({}, 4), ({"optimizer": "sgd"}, 2), ({"dtype": "fp64"}, 8)])
+def test_auto_takes_the_largest_rank_whose_adapter_fits_the_memory(sources, optimizer, copies):
+    """AdamW holds values, gradients and two moments of every entry, in fp32 but over a fp64 base."""
+    numbers = sum(width + out for width, out in shapes_of(sources["llama"], "auto"))
+    budget = copies * 4 * numbers / 1e6
+    for fits, rank in ((3.0, 3), (3.9, 3), (4.0, 4)):
+        found = with_rank(
+            config(lora_r="auto", adapter_megabytes=fits * budget, **optimizer), FedIT(), sources["llama"]
+        )
+        assert found.rank == rank
+        assert found.adapter_megabytes is None  # the settings that are kept have a number
+
+
+def test_of_two_budgets_the_tighter_one_counts_and_is_named(sources):
+    numbers = sum(width + out for width, out in shapes_of(sources["llama"], "auto"))
+    one = 4 * numbers / 1e6
+    both = {"upload_megabytes": 6 * one, "adapter_megabytes": 4 * 5 * one}
+    assert with_rank(config(lora_r="auto", **both), FedIT(), sources["llama"]).rank == 5
+    both["upload_megabytes"] = 2 * one
+    assert with_rank(config(lora_r="auto", **both), FedIT(), sources["llama"]).rank == 2
+    with pytest.raises(ConfigError, match=r"upload_megabytes of .* allows rank 2, but client_ranks go up to 4"):
+        with_rank(config(lora_r="auto", client_ranks=[4], **both), FedIT(), sources["llama"])
+    with pytest.raises(ConfigError, match=r"adapter_megabytes is 1e-06, but at rank 1 the adapter takes"):
+        with_rank(config(lora_r="auto", adapter_megabytes=1e-6), FedIT(), sources["llama"])
+
+
 def test_a_budget_without_auto_would_be_ignored_and_is_refused():
-    with pytest.raises(ValueError, match="lora_r=auto and upload_megabytes go together"):
-        config(upload_megabytes=1.0)
+    for budget in ("upload_megabytes", "adapter_megabytes"):
+        with pytest.raises(ValueError, match=r"lora_r=auto and a budget .* go together"):
+            config(**{budget: 1.0})
     with pytest.raises(ValueError, match="go together"):
         config(lora_r="auto")
 

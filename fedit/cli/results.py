@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
-from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, spread, traffic_text
+from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, not_heard, spread, traffic_text
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -88,12 +88,13 @@ def _print_before_after(console: Console, summary: Mapping[str, object]) -> None
 
 
 def _print_totals(console: Console, folder: Path, summary: Mapping[str, object]) -> None:
-    failed = summary["failed_updates"]
+    failed, told = summary["failed_updates"], not_heard(summary)
     console.print(
         f"\n{summary['rounds']} rounds over {summary['clients']} clients in "
         f"{duration(_number(summary['seconds']))}: {_number(summary['tokens']):,.0f} tokens trained, "
         f"{traffic_text(summary, 'bytes_up')} up, {traffic_text(summary, 'bytes_down')} down"
-        + (f", {failed} updates rejected" if failed else ""),
+        + (f", {failed} updates rejected" if failed else "")
+        + (f".{told}" if told else ""),
         highlight=False,
         soft_wrap=True,
     )

@@ -41,7 +41,7 @@ class Flights(Plan):
 
 @dataclass(frozen=True)
 class Asynchronous(Pace):
-    """Keeps clients under way and takes a server step after every ``buffer`` arrivals.
+    """Keeps clients under way and takes a server step after every ``buffer`` arrivals, or the last of all.
 
     No client is under way twice, and none arrives twice in a round: the free place goes to another one, else it
     stays free until the step. What arrives at one moment is taken in the order of ids, before anybody departs.
@@ -63,9 +63,17 @@ class Asynchronous(Pace):
         """Let time pass until enough clients have arrived.
 
         Raises:
-            RoundError: nobody is under way and nobody is available any more.
+            RoundError: nobody has arrived, is under way, or is available any more.
         """
         return _Queue(self, server, clients, training, traffic).run()
+
+    def under_way(
+        self, server: ServerState, clients: Sequence[ClientInfo]
+    ) -> Sequence[tuple[ClientInfo, ServerState]]:
+        """Return the clients under way, by their ids, and the states that they started from."""
+        by_id = {client.client_id: client for client in clients}
+        flights = sorted(_read_flights(server, clients), key=lambda flight: flight.client_id)
+        return [(by_id[flight.client_id], _state(server, flight.version)) for flight in flights]
 
     def after(
         self,
@@ -115,11 +123,17 @@ class _Queue:
         self._states: dict[int, ServerState] = {}
 
     def run(self) -> Flights:
-        """Return what arrives until the buffer is full."""
+        """Return what arrives until the buffer is full, or until nobody can come any more."""
         begun = self._now
         self._depart()
+        flushed = False
         while len(self._arrived) < self._pace.buffer:
-            self._now = self._next_moment()
+            moment = self._next_moment()
+            if math.isinf(moment):
+                self._refuse_nobody()
+                flushed = True
+                break
+            self._now = moment
             room = self._pace.buffer - len(self._arrived)
             here = sorted((f for f in self._flights if f.arrives <= self._now), key=_order)[:room]
             self._arrived += here
@@ -128,7 +142,8 @@ class _Queue:
                 self._depart()
         asked = [self._asked(flight) for flight in sorted(self._arrived, key=lambda f: f.client_id)]
         standing = replace(self._standing, now=self._now)
-        return Flights(asked, (), self._now - begun, standing, sorted(self._flights, key=_order))
+        left = sorted(self._flights, key=_order)
+        return Flights(asked, (), self._now - begun, standing, flushed, left)
 
     def _depart(self) -> None:
         """Fill the free places with clients that start now from the server's state."""
@@ -146,21 +161,22 @@ class _Queue:
             self._flights.append(Flight(client_id, self._server.round, arrives))
 
     def _next_moment(self) -> float:
-        """Return when somebody arrives or, where a place is free, when somebody can depart."""
+        """Return when somebody arrives or, where a place is free, when somebody can depart; infinity: never."""
         moments = [flight.arrives for flight in self._flights]
         if len(self._flights) < self._pace.concurrency:
             # Time must move, even where a wait is too short to be added to it.
             soon = math.nextafter(self._now, math.inf)
             waits = [wait for client in self._idle() if (wait := self._wait(client)) > 0]
             moments += [max(self._now + wait, soon) for wait in waits]
-        moment = min(moments, default=math.inf)
-        if math.isinf(moment):
-            here, wanted = len(self._arrived), self._pace.buffer
+        return max(min(moments, default=math.inf), self._now)
+
+    def _refuse_nobody(self) -> None:
+        """Raise ``RoundError`` where nobody has arrived: there is nothing to make a step of."""
+        if not self._arrived:
             raise RoundError(
-                f"round {self._server.round + 1}: {here} of {wanted} clients have arrived; "
-                f"no other is under way or available after {self._now:.3f} simulated seconds."
+                f"round {self._server.round + 1}: no client is under way or available after {self._now:.3f} "
+                "simulated seconds."
             )
-        return max(moment, self._now)
 
     def _idle(self) -> list[ClientInfo]:
         busy = {flight.client_id for flight in [*self._flights, *self._arrived]}

@@ -84,12 +84,14 @@ class Plan:
     dropped:  those who were sent their broadcast in vain, and why.
     seconds:  that the round takes on the virtual clock; None: there is none.
     standing: at its end, without what it will hear.
+    flushed:  whether it takes fewer updates than it wants, since no more can ever come.
     """
 
     asked: Sequence[Asked]
     dropped: Sequence[tuple[Asked, str]] = ()
     seconds: float | None = None
     standing: Standing = field(default_factory=Standing)
+    flushed: bool = False
 
     @property
     def cohort(self) -> list[str]:
@@ -121,6 +123,12 @@ class Pace(ABC):
 
         server: before the round; heard: client and metrics of every accepted update.
         """
+
+    def under_way(
+        self, server: ServerState, clients: Sequence[ClientInfo]
+    ) -> Sequence[tuple[ClientInfo, ServerState]]:
+        """Return who has been sent something and is not heard of yet, with the state that it was sent."""
+        return ()
 
 
 @dataclass(frozen=True)

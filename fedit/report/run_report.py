@@ -74,10 +74,11 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
         rounds_section(
             rounds,
             run.federated.named("client_failed"),
+            left_under_way=int(number(run.summary.get("left_under_way")) or 0),
             resumed=len(run.federated.named("resumed")),
             stopped_early=bool(run.federated.named("stopped_early")),
         ),
-        communication_section(rounds, evaluations),
+        communication_section(rounds, evaluations, run.federated.named("under_way")),
         _examples(run),
         _privacy(run),
     ]

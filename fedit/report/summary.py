@@ -1,6 +1,7 @@
 """What a finished run says: ``summary.json`` for scripts, ``summary.md`` and pictures for people."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
     by_name = {result.name: result for result in results}
     before, after = by_name["base"].evaluation, by_name["federated"].evaluation
     start, end = _mapping(before["per_category"]), _mapping(after["per_category"])
-    failures = [event for event in federated.events if event["event"] == "client_failed"]
+    named = Counter(event["event"] for event in federated.events)
+    waiting = [event["clients"] for event in federated.events if event["event"] == "under_way"]
     summary: dict[str, object] = {
         "model": job.config.model,
         "dataset": job.corpus.name,
@@ -71,7 +73,9 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out_rows": len(job.held_out),
         **totals(federated.events),
         "adapter_round": federated.round,
-        "failed_updates": len(failures),
+        "failed_updates": named["client_failed"],
+        "dropped_clients": named["client_dropped"],
+        "left_under_way": sum(len(clients) for clients in waiting if isinstance(clients, list)),
         "held_out": {
             "before": _held_out(by_name["base"], before),
             "after": _held_out(by_name["federated"], after),
@@ -155,6 +159,13 @@ def traffic_text(summary: Mapping[str, object], name: str) -> str:
     return f"{sent / 1e6:,.1f} MB" + (f" ({less})" if less else "")
 
 
+def not_heard(summary: Mapping[str, object]) -> str:
+    """Return a sentence a kind of clients that were asked and neither delivered nor failed; empty without any."""
+    dropped, left = (int(_number(summary.get(key, 0))) for key in ("dropped_clients", "left_under_way"))
+    said = f" Not waited for, late or more than wanted: {dropped:,}." if dropped else ""
+    return said + (f" Under way when the rounds were over: {left:,}." if left else "")
+
+
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
@@ -164,7 +175,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.{_simulated(summary)}",
+        f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
         f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "

@@ -124,6 +124,18 @@ class Strategy:
         scale = server.scale if sent.scale is None else sent.scale
         return Running(dict(self.factors(adapter)), sent.ledger, scale)
 
+    @property
+    def tunes_after(self) -> bool:
+        """Whether what is a client's own is only made by the fine-tuning after the last round."""
+        return False
+
+    def tuning(self, running: Running, initial: Mapping[str, Tensor]) -> Running:
+        """Return what a client's fine-tuning after the last round starts from; its adapter is what is trained.
+
+        running: what the client runs until then; initial: the adapter that the run began with.
+        """
+        return running
+
     def settled(self, names: Iterable[str]) -> Self:
         """Return the strategy with whatever it leaves open until the names of the adapter's tensors are known.
 

@@ -27,7 +27,8 @@ class FedBuff(Strategy):
     takes_any_tensors: ClassVar[bool] = True
 
     # Deviation: arrivals are weighted by ``weighting``, as in synchronous rounds; the paper's weigh alike.
-    # Deviation: the last buffer is not flushed when the run ends; who is under way then is not waited for.
+    # A buffer that can no longer fill makes a step of what is in it; who is under way after the last step is not
+    # waited for.
     buffer_size: int = 10
     exponent: float = 0.5
     server_lr: float = 1.0

@@ -1,9 +1,10 @@
-"""FedDPA-T: a global and a local adapter whose outputs are mixed (Yang et al., 2024, arXiv:2403.19211).
+"""FedDPA: a global and a local adapter whose outputs are mixed (Yang et al., 2024, arXiv:2403.19211).
 
 Client k runs W + (1 - w) s B_g A_g + w s B_k A_k: the outputs of the received global adapter and of one of its own
-are mixed, never their factors. In every round it first trains its own with the global one frozen, then the global
-one alone, whose change it sends. As in the authors' code there is nothing to mix with in round 1, which trains
-the global adapter alone.
+are mixed, never their factors. FedDPA-T: in every round it first trains its own with the global one frozen, then
+the global one alone, whose change it sends. As in the authors' code there is nothing to mix with in round 1, which
+trains the global adapter alone. FedDPA-F: rounds are FedIT's, and the local adapter is trained once after the
+last of them, from a fresh one, beside the frozen global one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,14 +36,16 @@ class FedDPA(Strategy):
 
     weight:         of the local adapter's output, in training and afterwards; 0 runs the global adapter alone.
     personal_share: steps of the local adapter, as a share of the round's.
+    afterwards:     whether the local adapter is trained after the last round alone, for personal_steps (FedDPA-F).
     """
 
     # Deviation: the paper weighs every question anew, by its likeness to a few of the client's rows.
     weight: float = 0.5
     personal_share: float = 1.0
+    afterwards: bool = False
 
     def phases(self, task: ClientTask, state: ClientState) -> Sequence[Phase]:
-        if task.round == 1:
+        if task.round == 1 or self.afterwards:
             return (Phase(),)
         sent = task.broadcast
         scale = 1.0 if sent.scale is None else sent.scale
@@ -53,8 +56,16 @@ class FedDPA(Strategy):
     def personal(self, server: ServerState, client: ClientInfo, state: ClientState) -> Running:
         general = super().personal(server, client, state)
         local = own_adapter(state.memory, LOCAL)
-        if not local:
-            return general
+        return self._mixed(general, local) if local else general
+
+    @property
+    def tunes_after(self) -> bool:
+        return self.afterwards
+
+    def tuning(self, running: Running, initial: Mapping[str, Tensor]) -> Running:
+        return self._mixed(running, dict(initial)) if self.afterwards else running
+
+    def _mixed(self, general: Running, local: Tensors) -> Running:
         ledger = with_product(general.ledger, general.adapter, (1 - self.weight) * general.scale)
         return Running(local, ledger, self.weight * general.scale)
 

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedit import lora, subspaces
+from fedit import lora, lowrank, subspaces
 from fedit.errors import ConfigError, NoUpdates
 from fedit.strategies.base import Strategy
 from fedit.tensors import RunningMean
@@ -57,9 +57,8 @@ class HetLoRA(Strategy):
         if (pruned := server.memory.get(f"{_RANK}/{client.client_id}")) is not None:
             rank = min(rank, int(pruned))
         scale = server.scale if client.scale is None else client.scale
-        if rank == full and scale == server.scale:
-            return Broadcast(server.adapter, server.ledger, scale=scale)
-        return Broadcast(_cut(server.adapter, rank, server.scale / scale), server.ledger, scale=scale)
+        adapter = server.adapter if rank == full else lowrank.truncate(server.adapter, rank)
+        return Broadcast(lowrank.rescale(adapter, server.scale, scale), server.ledger, scale=scale)
 
     def aggregate(self, server: ServerState, updates: Updates) -> ServerState:
         memory = dict(server.memory)
@@ -69,7 +68,7 @@ class HetLoRA(Strategy):
             if _RANK in update.extra:
                 memory[f"{_RANK}/{update.client_id}"] = update.extra[_RANK]
             # In the server's scale, so that equal products count as equal.
-            own = _scaled(updates.trained(update), update.scale / server.scale)
+            own = lowrank.rescale(updates.trained(update), update.scale, server.scale)
             clients.append((own, update.weight))
             norms.append(_norm(own))
         if not clients:
@@ -106,7 +105,7 @@ class HetLoRA(Strategy):
         kept = self._kept(start)
         if kept == lora.rank_of(start) or not _norm(_tail(trained, kept)) < _norm(_tail(start, kept)):
             return trained
-        return _filled(_cut(trained, kept, 1.0), trained)
+        return _filled(lowrank.truncate(trained, kept), trained)
 
     def finish(self, task: ClientTask, result: LocalResult, memory: Tensors) -> tuple[Tensors, Tensors]:
         start = task.broadcast.adapter
@@ -140,18 +139,9 @@ class HetLoRA(Strategy):
             )
 
 
-def _cut(adapter: Mapping[str, Tensor], rank: int, scale: float) -> Tensors:
-    """Return the first ``rank`` directions, B multiplied by ``scale``."""
-    return {n: t[:rank].clone() if n.endswith(".A") else t[:, :rank] * scale for n, t in adapter.items()}
-
-
 def _tail(adapter: Mapping[str, Tensor], kept: int) -> Tensors:
     """Return the directions after the first ``kept``."""
     return {n: t[kept:] if n.endswith(".A") else t[:, kept:] for n, t in adapter.items()}
-
-
-def _scaled(adapter: Mapping[str, Tensor], scale: float) -> Tensors:
-    return {name: t * scale if name.endswith(".B") else t for name, t in adapter.items()}
 
 
 def _filled(adapter: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensors:

@@ -281,7 +281,7 @@ def _first_seed(
             base, tuned = (losses_of_clients(seed, role) for role in (BASE, federated))
             sections.append(clients_section(holdings, own, base, tuned, measured=False))
         sections.append(rounds_section(rounds, _named(events, "client_failed")))
-        sections.append(communication_section(rounds, evaluations))
+        sections.append(communication_section(rounds, evaluations, _named(events, "under_way")))
     return sections
 
 

@@ -182,6 +182,7 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
         "num_clusters": "partitioner cluster",
         "num_workers": "worker processes",
         "upload_megabytes": "lora_r=auto",
+        "adapter_megabytes": "lora_r=auto",
         "attackers": "attack",
         "attack_strength": "attack",
         "poison_share": "attack",

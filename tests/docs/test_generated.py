@@ -20,3 +20,10 @@ def test_generated_page_is_up_to_date(name):
 def test_links_to_files_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_test_that_the_page_of_invariants_names_is_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (DOCS / "invariants.md").read_text(encoding="utf-8"))
+    assert len(named) > 60
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"

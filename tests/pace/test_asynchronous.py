@@ -14,6 +14,7 @@ from fedit.availability import Availability, build_availability
 from fedit.errors import RoundError
 from fedit.pace.asynchronous import Asynchronous
 from fedit.pace.synchronous import Synchronous
+from fedit.rounds import left_under_way
 from fedit.seeds import derive
 from fedit.selection import build_selection
 from fedit.strategies import build_strategy
@@ -236,9 +237,50 @@ def test_time_moves_however_short_a_wait_is():
     assert record.simulated_seconds > 4
 
 
-def test_a_federation_that_everybody_has_left_ends(tmp_path):
+def leaving(tmp_path, **when):
     path = tmp_path / "trace.json"
-    path.write_text(json.dumps({"c0": [[0, 1]], "*": [[-2, -1]]}))
-    there = build_availability("trace", {"file": str(path)})
-    with pytest.raises(RoundError, match=r"round 1: 1 of 2 clients have arrived"):
+    path.write_text(json.dumps({**when, "*": [[-2, -1]]}))
+    return build_availability("trace", {"file": str(path)})
+
+
+def test_a_buffer_that_nobody_is_left_to_fill_makes_a_step_of_what_is_in_it(tmp_path):
+    """c0 and c1 come once, for a buffer of five; after them there is nobody to ask, which ends the run."""
+    start, engine = ServerState(0, constant(0)), Arithmetic(SIZES)
+    there = leaving(tmp_path, c0=[[0, 1]], c1=[[0, 1]])
+    ((state, record),) = go(engine, pace(4, 5, availability=there), rounds=1, strategy=fedbuff(5), start=start)
+    assert record.cohort == [c["client"] for c in record.clients] == ["c0", "c1"]
+    assert record.flushed
+    assert record.aggregated
+    assert not record.failures
+    assert not record.dropped
+    alone = go(Arithmetic(SIZES), lambda clients, round: ["c0", "c1"], rounds=1, start=start)[-1][0]
+    assert all(torch.equal(tensor, alone.adapter[name]) for name, tensor in state.adapter.items())
+    with pytest.raises(RoundError, match=r"round 2: no client is under way or available after"):
+        go(Arithmetic(SIZES), pace(4, 5, availability=there), rounds=2, strategy=fedbuff(5), start=start)
+
+
+def test_a_flushed_buffer_goes_on_with_who_is_still_there(tmp_path):
+    """Nobody arrives twice in a round, so of the one client that stays each arrival is a step of its own."""
+    there = leaving(tmp_path, c0=[[0, 1e9]], c1=[[0, 1]])
+    results = go(Arithmetic(SIZES), pace(4, 2, availability=there), rounds=4, strategy=fedbuff())
+    assert [record.cohort for _, record in results] == [["c0", "c1"], ["c0"], ["c0"], ["c0"]]
+    assert [record.flushed for _, record in results] == [False, True, True, True]
+
+
+def test_a_federation_that_everybody_has_left_ends(tmp_path):
+    there = leaving(tmp_path)
+    with pytest.raises(RoundError, match=r"round 1: no client is under way or available after"):
         go(Arithmetic(SIZES), pace(4, 2, availability=there), rounds=1, strategy=fedbuff())
+
+
+def test_those_under_way_when_the_rounds_are_over_are_named_with_what_they_were_sent():
+    own, algorithm = pace(4, 2), fedbuff()
+    state, _ = go(Arithmetic(SIZES), own, rounds=5, strategy=algorithm)[-1]
+    left = left_under_way(state, Arithmetic(SIZES), algorithm, own)
+    assert len(left.clients) == len(state.schedule["flight.client"]) == 3
+    assert left.clients == sorted(left.clients)
+    assert left.bytes_down == left.raw_bytes_down == 3 * BYTES
+    one_more = go(Arithmetic(SIZES), pace(4, 3), rounds=6, strategy=algorithm, start=state)[-1][1]
+    assert set(one_more.cohort) & set(left.clients)
+    synchronous = Synchronous(build_selection("uniform", {}), 3, 0)
+    assert left_under_way(state, Arithmetic(SIZES), algorithm, synchronous).clients == []

@@ -119,6 +119,32 @@ def test_a_local_adapter_of_no_weight_learns_nothing(model):
     assert_same(own_adapter(kept["a"].memory, "local"), dict(model.initial(0)))
 
 
+def test_trained_afterwards_rounds_are_fedits_and_clients_keep_nothing(model):
+    server, kept, _ = federate(model, FedDPA(afterwards=True))
+    plain, _, _ = federate(model, Strategy())
+    assert_same(server.adapter, plain.adapter)
+    assert not any(state.memory for state in kept.values())
+    assert_same(FedDPA(afterwards=True).personal(server, info("a"), kept["a"]).adapter, server.adapter)
+
+
+def test_what_is_trained_afterwards_begins_fresh_beside_the_frozen_mixed_global_one(model):
+    general, ledger = random_adapter(model, 1), {n: 0.1 * t for n, t in random_adapter(model, 2).items()}
+    strategy = FedDPA(weight=0.25, afterwards=True)
+    start = strategy.tuning(Running(general, ledger, 2.0), model.initial(0))
+    assert_same(start.adapter, dict(model.initial(0)))
+    for module, weight in weights(start).items():
+        product = 0.75 * 2.0 * general[f"{module}.B"].double() @ general[f"{module}.A"].double()
+        product += ledger[f"{module}.B"].double() @ ledger[f"{module}.A"].double()
+        torch.testing.assert_close(weight, product, rtol=0, atol=1e-6)
+    local = replace(start, adapter=random_adapter(model, 3))
+    mixed = FedDPA(weight=0.25).personal(
+        ServerState(3, general, ledger, scale=2.0), info("a"), with_local(random_adapter(model, 3))
+    )
+    assert_same(weights(local), weights(mixed), 1e-9)
+    assert not FedDPA().tunes_after
+    assert FedDPA().tuning(mixed, model.initial(0)) is mixed
+
+
 def test_the_broadcast_is_not_edited(model):
     general = random_adapter(model, 1)
     before = {name: tensor.clone() for name, tensor in general.items()}

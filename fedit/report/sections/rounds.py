@@ -19,16 +19,28 @@ _ROUND = Axis("round", ",d", whole=True)
 
 
 def rounds_section(
-    rounds: Sequence[Event], failures: Sequence[Event] = (), *, resumed: int = 0, stopped_early: bool = False
+    rounds: Sequence[Event],
+    failures: Sequence[Event] = (),
+    *,
+    left_under_way: int = 0,
+    resumed: int = 0,
+    stopped_early: bool = False,
 ) -> Section:
     """Return the course of the rounds from the events ``round`` and ``client_failed`` of the federation.
 
+    left_under_way: clients that had started when the last round ended.
     resumed: how often the run was interrupted and went on.
     """
     delivered = sum(_integer(event, "delivered") for event in rounds)
     asked = delivered + sum(_integer(event, "failed") for event in rounds)
     skipped = [str(event["round"]) for event in rounds if event.get("aggregated") is False]
     text = f"{len(rounds):,} rounds asked for {asked:,} updates and got {delivered:,}."
+    if dropped := sum(_integer(event, "dropped") for event in rounds):
+        text += f" {dropped:,} more clients were asked and not waited for, being late or more than were wanted."
+    if flushed := [str(event["round"]) for event in rounds if event.get("flushed")]:
+        text += f" Round {', '.join(flushed)} took a buffer that was not full, as nobody was left to come."
+    if left_under_way:
+        text += f" {left_under_way:,} clients were under way when the rounds were over, and are not waited for."
     if resumed:
         text += f" The run was interrupted and resumed {'once' if resumed == 1 else f'{resumed:,} times'}."
     if stopped_early:
@@ -44,10 +56,13 @@ def rounds_section(
     return Section("Rounds", "rounds", tuple(blocks))
 
 
-def communication_section(rounds: Sequence[Event], evaluations: Sequence[Event] = ()) -> Section:
-    """Return traffic and time from the events ``round`` and ``evaluation`` of the federation."""
+def communication_section(
+    rounds: Sequence[Event], evaluations: Sequence[Event] = (), under_way: Sequence[Event] = ()
+) -> Section:
+    """Return traffic and time from the events ``round``, ``evaluation`` and ``under_way`` of the federation."""
     names = ("bytes_up", "bytes_down", "raw_bytes_up", "raw_bytes_down")
-    up, down, raw_up, raw_down = (sum(_value(event, name) or 0.0 for event in rounds) for name in names)
+    sent = [*rounds, *under_way]
+    up, down, raw_up, raw_down = (sum(_value(event, name) or 0.0 for event in sent) for name in names)
     training = sum(_value(event, "seconds") or 0.0 for event in rounds)
     scoring = sum(_value(event, "seconds") or 0.0 for event in evaluations)
     updates = sum(_integer(event, "delivered") for event in rounds)
@@ -183,9 +198,10 @@ def _failures(rounds: Sequence[Event], failures: Sequence[Event]) -> list[Block]
 
 def _table(rounds: Sequence[Event]) -> Table:
     names = [
-        ("updates", "delivered", ",d"), ("failed", "failed", ",d"), ("tokens", "tokens", ",d"),
-        ("training loss", "train_loss", ".3f"), ("mean update norm", "update_norm_mean", ".3g"),
-        ("cosine", "pairwise_cosine", ".3f"), ("diversity", "diversity", ".2f"),
+        ("updates", "delivered", ",d"), ("failed", "failed", ",d"), ("not waited for", "dropped", ",d"),
+        ("tokens", "tokens", ",d"), ("training loss", "train_loss", ".3f"),
+        ("mean update norm", "update_norm_mean", ".3g"), ("cosine", "pairwise_cosine", ".3f"),
+        ("diversity", "diversity", ".2f"),
         ("aggregation error", "aggregation_error", ".1%"), ("of A and B apart", "aggregation_bias", ".1%"),
         ("seconds", "seconds", ".1f"),
     ]  # fmt: skip
