@@ -92,7 +92,35 @@ def test_every_arm_has_numbers_with_intervals_and_differences(finished):
             assert difference["ci"][0] <= difference["difference"] <= difference["ci"][1]
     assert arms["federated"]["loss"] < arms["base"]["loss"]
     assert "vs_federated" in arms["centralised"]
+    assert arms["federated"]["perplexity"] == pytest.approx(np.exp(arms["federated"]["loss"]))
     assert arms["base"]["tokens"] == 0
+
+
+def test_categories_and_clients_have_intervals_and_paired_differences_too(finished):
+    _, folder, summary, _ = finished
+    arms, seeds = summary["arms"], read_seeds(folder, [0, 1])
+    for name, arm in arms.items():
+        losses = [client_losses(seed, name) for seed in seeds]
+        assert arm["per_client"]["mean"] == pytest.approx(np.mean([list(own.values()) for own in losses]))
+        for key in ("mean", "worst_decile"):
+            low, high = arm["per_client"]["ci"][key]
+            assert low <= arm["per_client"][key] <= high
+        if name == "base":
+            continue
+        for key in ("mean", "worst_decile"):
+            versus = arm["vs_base"][f"clients_{key}"]
+            apart = arm["per_client"][key] - arms["base"]["per_client"][key]
+            assert versus["difference"] == pytest.approx(apart)
+            assert versus["ci"][0] <= versus["difference"] <= versus["ci"][1]
+        for category, own in arm["per_category"].items():
+            versus = own["vs_base"]["loss"]
+            assert versus["difference"] == pytest.approx(
+                own["loss"] - arms["base"]["per_category"][category]["loss"]
+            )
+            assert versus["ci"][0] <= versus["difference"] <= versus["ci"][1]
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "by category: each arm minus the first federation" in text
+    assert "clients, mean loss" in text
 
 
 def test_budgets_are_equal(finished):
