@@ -33,7 +33,7 @@ from fedit.report.sections.results import ComparisonRow, Metric, comparison_sect
 from fedit.report.sections.rounds import communication_section, rounds_section
 from fedit.report.sections.setup import settings_section
 from fedit.study.examples import held_out_examples, question_examples, question_sets_section
-from fedit.study.judged import judged_section
+from fedit.study.judged import judged_section, votes_section
 from fedit.study.strategies import strategies_section
 from fedit.study.summary import Seed, in_order, read_seeds, training_folder
 from fedit.study.summary import client_losses as losses_of_clients
@@ -91,6 +91,7 @@ def study_report(folder: Path) -> Document:
         _differences(arms),
         _categories(arms),
         judged_section(folder),
+        votes_section(folder),
         *_first_seed(folder, seeds[0], arms, settings),
         _rates(seeds[0]),
         held_out_examples(seeds[0], list(arms)),
