@@ -84,7 +84,11 @@ def judge(
     ] = False,
     agree_with: Annotated[
         Path | None,
-        typer.Option("--agree-with", metavar="FILE", help="Another judge's verdicts.jsonl, or recorded reviews."),
+        typer.Option(
+            "--agree-with",
+            metavar="FILE",
+            help="Another judge's verdicts.jsonl, recorded reviews, or people's votes.jsonl.",
+        ),
     ] = None,
     base_url: Annotated[
         str | None,

@@ -72,10 +72,12 @@ class LiveRun:
         )
 
     def _on_study(self, event: Event) -> None:
+        answers = int(_float(event["answers"]))
+        more = f"evaluations and {answers:,} answers of full length" if answers else "evaluations"
         self._line(
             f"estimate: {event['trainings']} trainings over {event['seeds']} seeds, "
             f"{_float(event['tokens']):,.0f} tokens at {_float(event['tokens_per_second']):,.0f} a second: about "
-            f"{duration(_float(event['seconds']))} with evaluations; answers come on top",
+            f"{duration(_float(event['seconds']))} with {more}",
             "cyan",
         )
 

@@ -11,9 +11,9 @@ from fedit.cli.output import AsJson, console, notes, plain_table, print_json, wo
 from fedit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedit.evaluation.votes import Tally
     from fedit.ui.server import Server
     from fedit.ui.service import Service
-    from fedit.ui.votes import Tally
 
 EPILOG = """Examples:
 
@@ -92,7 +92,7 @@ def votes(
 
     Ties and votes that both are bad count half a win for each. Votes with the names shown are left out.
     """
-    from fedit.ui.votes import FILE, read_votes, tally
+    from fedit.evaluation.votes import FILE, read_votes, tally
 
     files = [place / FILE if place.is_dir() else place for place in places]
     result = tally([vote for file in files for vote in read_votes(file)])
@@ -112,13 +112,13 @@ def _service(
 ) -> "Service":
     """Load what the page offers."""
     from fedit.evaluation.questions import load_questions
+    from fedit.evaluation.votes import FILE
     from fedit.resident import Resident
     from fedit.ui.arms import find_arms
     from fedit.ui.comparing import Ballot
     from fedit.ui.questions import first_turns, shuffled
     from fedit.ui.service import Service
     from fedit.ui.speaker import Speaker
-    from fedit.ui.votes import FILE
 
     start = secrets.randbits(62) if seed is None else seed
     asked = shuffled(first_turns(load_questions(questions)), start) if questions else []

@@ -98,7 +98,7 @@ def bootstrap(
 
 def nested_bootstrap(
     values: Sequence[ArrayLike],
-    statistic: Statistic = mean,
+    statistic: Statistic | Sequence[Statistic] = mean,
     *,
     resamples: int = RESAMPLES,
     level: float = 0.95,
@@ -106,6 +106,7 @@ def nested_bootstrap(
 ) -> Interval:
     """Return the interval of the mean over seeds of ``statistic``: seeds are drawn anew, then items within each.
 
+    statistic: one for all seeds, or each seed's own.
     values[s]: the items of seed s, (items,) or (items, columns); seeds may have different numbers of items. A row
     stays whole, so to compare arms, put their numbers on the same item into columns and use
     `difference_of_means` (or `ratio_of_sums`), or give the differences themselves. With one seed this is
@@ -116,13 +117,17 @@ def nested_bootstrap(
     2.75
 
     Raises:
-        ValueError: there is no seed, a seed has no items, or ``level`` or ``resamples`` is out of range.
+        ValueError: there is no seed, a seed has no items or no statistic, or ``level`` or ``resamples`` is out of
+            range.
 
     Davison and Hinkley, 1997, Bootstrap Methods and their Application, section 3.8 (both levels resampled).
     """
     seeds = [_checked(of_seed, resamples, level) for of_seed in values]
     if not seeds:
         raise ValueError("there are no seeds to resample.")
+    statistics = [statistic] * len(seeds) if callable(statistic) else list(statistic)
+    if len(statistics) != len(seeds):
+        raise ValueError(f"there are {len(statistics)} statistics for {len(seeds)} seeds.")
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(seeds), size=(resamples, len(seeds)))
     results = np.empty(drawn.shape)
@@ -131,9 +136,10 @@ def nested_bootstrap(
         start = 0
         for size in _block_sizes(len(places), items.size):
             picked = generator.integers(len(items), size=(size, len(items)))
-            results.flat[places[start : start + size]] = _applied(statistic, items[picked])
+            results.flat[places[start : start + size]] = _applied(statistics[number], items[picked])
             start += size
-    estimate = float(np.mean([_applied(statistic, items[np.newaxis])[0] for items in seeds]))
+    whole = [_applied(own, items[np.newaxis])[0] for own, items in zip(statistics, seeds, strict=True)]
+    estimate = float(np.mean(whole))
     return percentile_interval(estimate, results.mean(axis=1), level)
 
 

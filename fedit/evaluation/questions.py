@@ -18,6 +18,9 @@ _INSTRUCTIONS = ("turns", "question", "instruction")
 _CONTEXTS = ("context", "input")
 _REFERENCES = ("reference", "response", "output")
 
+SHIPPED = Path(__file__).parent / "sets"
+"""Where the sets are that come with fedit; their sources and licence are written beside them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -39,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """A public set and where its files are under the folder that ``FEDIT_DATA`` names.
+    """A public set and where its files are under the folder that ``FEDIT_DATA`` names, or under `SHIPPED`.
 
     file:       the file of the questions, relative to that folder.
     references: files of reference answers by question id; the first that is there is read.
@@ -55,14 +58,14 @@ class QuestionSet:
 def load_questions(name: str) -> list[Question]:
     """Return the questions of a set of `QUESTION_SETS`, or of a file.
 
-    name: a set, whose files are in the folder that the environment variable ``FEDIT_DATA`` names; or the path of
-        a .jsonl, .json, .csv or .parquet file whose rows have ``turns`` (a list), ``question`` or
-        ``instruction`` (with ``context`` or ``input``), and may have ``question_id``, ``category``,
-        ``reference`` (or ``response``, ``output``), ``check`` and ``constraints``.
+    name: a set, whose files are in the folder that the environment variable ``FEDIT_DATA`` names or come with
+        fedit; or the path of a .jsonl, .json, .csv or .parquet file whose rows have ``turns`` (a list),
+        ``question`` or ``instruction`` (with ``context`` or ``input``), and may have ``question_id``,
+        ``category``, ``reference`` (or ``response``, ``output``), ``check`` and ``constraints``.
 
     Raises:
         UnknownName: it is neither a set nor looks like a file.
-        ConfigError: ``FEDIT_DATA`` is not set.
+        ConfigError: the set does not come with fedit, and ``FEDIT_DATA`` is not set.
         DataError: a file is missing or broken, two questions are the same or have the same id; says where.
     """
     if name in QUESTION_SETS:
@@ -101,23 +104,30 @@ def question_of_row(row: PlacedRow, number: int) -> Question:
 
 
 def _public(name: str, questions: QuestionSet) -> list[Question]:
-    folder = os.environ.get("FEDIT_DATA")
-    if not folder:
-        raise ConfigError(
-            f"the question set '{name}' is read from {questions.file} in the folder that the environment "
-            "variable FEDIT_DATA names, which is not set: set it to the folder where you keep such files "
-            "(docs/evaluation.md says which), or give the path of a file of questions."
-        )
-    root = Path(folder).expanduser()
+    root = _root(name, questions)
     path = root / questions.file
-    if not path.is_file():
-        raise DataError(f"the question set '{name}': {missing(path)} FEDIT_DATA is {folder}.")
     read = _read(path, questions.read)
     found = next((root / file for file in questions.references if (root / file).is_file()), None)
     if found is None:
         return read
     references = _reference_answers(found)
     return [_with_reference(question, references.get(question.question_id)) for question in read]
+
+
+def _root(name: str, questions: QuestionSet) -> Path:
+    """Return the folder that holds the set's files: the user's where they are there, else fedit's own."""
+    folder = os.environ.get("FEDIT_DATA")
+    own = Path(folder).expanduser() if folder else None
+    for root in (own, SHIPPED):
+        if root is not None and (root / questions.file).is_file():
+            return root
+    if own is None:
+        raise ConfigError(
+            f"the question set '{name}' is read from {questions.file} in the folder that the environment "
+            "variable FEDIT_DATA names, which is not set: set it to the folder where you keep such files "
+            "(docs/evaluation.md says which), or give the path of a file of questions."
+        )
+    raise DataError(f"the question set '{name}': {missing(own / questions.file)} FEDIT_DATA is {folder}.")
 
 
 def _read(path: Path, read: Callable[[PlacedRow, int], Question]) -> list[Question]:

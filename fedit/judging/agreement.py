@@ -1,4 +1,4 @@
-"""Do two judges agree? Their verdicts on the same questions, from files of verdicts or of recorded reviews."""
+"""Do two judges agree? Verdicts on the same questions: of another model, of recorded reviews, of people."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedit.data.rowfiles import missing
 from fedit.errors import ConfigError, DataError
+from fedit.evaluation.votes import Vote, is_vote, read_votes
 from fedit.files import reason
 from fedit.judging.cache import read_records
 from fedit.judging.comparison import Comparison
@@ -40,7 +41,7 @@ class Agreement:
 
 
 def read_opinions(path: Path, arms: Sequence[str], pairs: Iterable[tuple[str, str]]) -> Opinions:
-    """Return what another judge found about ``pairs``: from its file of verdicts, or from recorded reviews.
+    """Return what another judge found about ``pairs``: from its verdicts, recorded reviews or people's votes.
 
     arms: as the user named them; the scores of recorded reviews are of the first two.
 
@@ -62,6 +63,8 @@ def read_opinions(path: Path, arms: Sequence[str], pairs: Iterable[tuple[str, st
             )
         reviewed = {q.question_id: (q.difference, q.outcome) for q in read_reviews(path).questions}
         known: Opinions = {(arms[0], arms[1]): reviewed}
+    elif records and is_vote(records[0]):
+        known = _from_votes(read_votes(path))
     else:
         known = _from_verdicts(path, records)
     opinions = {(a, b): known.get((a, b)) or _turned(known.get((b, a), {})) for a, b in pairs}
@@ -125,6 +128,24 @@ def _from_verdicts(path: Path, records: Iterable[Mapping[str, object]]) -> Opini
             difference = (first - second) / 2
             within = TIE_WITHIN if scored else 0.0
             opinions.setdefault((a, b), {})[question] = (difference, float(outcomes_of([difference], within)[0]))
+    return opinions
+
+
+def _from_votes(votes: Iterable[Vote]) -> Opinions:
+    """Return the mean of the blind votes on each pair and question of a question set."""
+    shares = {"first": 1.0, "second": 0.0}
+    said: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for vote in votes:
+        if vote.blind and vote.question_id:
+            first = shares.get(vote.winner, 0.5)
+            a, b = sorted((vote.first, vote.second))
+            own = said.setdefault((a, b), {}).setdefault(vote.question_id, [])
+            own.append(first if a == vote.first else 1 - first)
+    opinions: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for pair, questions in said.items():
+        for question, outcomes in questions.items():
+            difference = sum(outcomes) / len(outcomes) - 0.5
+            opinions.setdefault(pair, {})[question] = (difference, float(outcomes_of([difference])[0]))
     return opinions
 
 

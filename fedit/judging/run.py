@@ -59,7 +59,7 @@ def judge(
         repeats: how often each question is asked, in each order.
         all_pairs: also compare the other arms with each other.
         with_canaries: also ask for verdicts whose right outcome is known.
-        agree_with: another judge's verdicts.jsonl, or recorded reviews of two arms.
+        agree_with: another judge's verdicts.jsonl, recorded reviews of two arms, or people's votes.jsonl.
         limits: what this call may spend.
         requests_per_minute: None: as fast as the judge is.
         longest: characters of a text that the judge is shown.

@@ -70,6 +70,14 @@ class Items:
         """Write all fields as JSON."""
         write_json(path, asdict(self))
 
+    def of_category(self, category: str) -> "Items":
+        """Return the results of the rows of one category."""
+        chosen = [index for index, own in enumerate(self.categories) if own == category]
+        columns: dict[str, Any] = {
+            name: value and tuple(value[index] for index in chosen) for name, value in asdict(self).items()
+        }
+        return Items(**columns)
+
     def column(self, metric: str) -> np.ndarray:
         """Return a metric's numbers, float64 (rows, 2): what is added up, and by what the sum is divided."""
         ones = np.ones(len(self.rows))

@@ -1,11 +1,12 @@
-"""What ``fedit judge`` found about a study's answers, for the study's report."""
+"""What ``fedit judge``, and people in ``fedit ui``, found about a study's answers, for the study's report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedit.evaluation.votes import FILE, read_votes, tally
 from fedit.files import read_json
-from fedit.report.document import Column, Fact, Row, Section, Table
+from fedit.report.document import Column, Fact, Row, Section, Table, Text
 from fedit.report.numbers import Estimate
 from fedit.report.record import bounds, mapping, number
 from fedit.report.sections.results import JudgedPair, Judgement, judge_section
@@ -40,8 +41,41 @@ def judged_section(folder: Path) -> Section | None:
             ". ".join(str(warning) for one in judgements for warning in one["warnings"]),
         )
     )
-    sums = _sums(first["comparisons"])
-    return section if sums is None else Section(section.title, section.anchor, (*section.blocks, sums))
+    tables = [_sums(first["comparisons"]), _ranking(first), _biases(first["comparisons"]), *_trust(judgements)]
+    return Section(section.title, section.anchor, (*section.blocks, *(one for one in tables if one is not None)))
+
+
+def votes_section(folder: Path) -> Section | None:
+    """Return what people preferred in ``fedit ui``; None where nobody voted.
+
+    Raises:
+        DataError: a line of the file is no vote.
+    """
+    path = folder / FILE
+    found = tally(read_votes(path)) if path.is_file() else None
+    if found is None or not found.pairs:
+        return None
+    names = ("votes", "won", "lost", "tied", "both bad")
+    columns = (Column("arm"), Column("against"), *(Column(name, "number", ",d") for name in names))
+    rows = [
+        Row(
+            (
+                pair.one,
+                pair.other,
+                *map(float, (pair.count, pair.wins, pair.losses, pair.ties, pair.both_bad)),
+                Estimate(pair.win_rate, *pair.interval),
+            )
+        )
+        for pair in found.pairs
+    ]
+    about = (
+        f"{found.votes:,} blind votes. A tie, and a vote that both are bad, counts as half a win for each. "
+        f"The answer shown first won {found.first_shown:,} of the {found.decided:,} decided."
+    )
+    table = Table(
+        "Votes of people between two answers", (*columns, Column("win rate", "interval", ".1%")), tuple(rows)
+    )
+    return Section("Votes", "votes", (Text(about), table))
 
 
 def _facts(judgement: Mapping[str, Any]) -> list[Fact]:
@@ -91,6 +125,70 @@ def _sums(comparisons: Sequence[Mapping[str, object]]) -> Table | None:
         Column("relative score", "interval", ".3f"),
     )
     return Table("Sums of scores from 1 to 10 over the questions, and their ratio", columns, tuple(rows))
+
+
+def _ranking(judgement: Mapping[str, Any]) -> Table | None:
+    """Return the arms by strength; None for fewer than three."""
+    rows = [
+        Row((str(one["arm"]), Estimate(number(one["elo"]) or 0.0, *bounds(one["ci"]))))
+        for one in judgement["ranking"]
+    ]
+    title = f"Ranking: Bradley-Terry strengths on an Elo scale, {judgement['baseline']} at 1000"
+    return (
+        Table(title, (Column("arm"), Column("Elo", "interval", ".0f", "highest")), tuple(rows)) if rows else None
+    )
+
+
+def _biases(comparisons: Sequence[Mapping[str, object]]) -> Table | None:
+    """Return what may bend the verdicts: the lengths of the answers, and their order."""
+    rows = []
+    for one in comparisons:
+        rate = number(one.get("length_controlled_win_rate"))
+        controlled = bounds(one.get("length_controlled_win_rate_ci"))
+        shares = (number(one.get(key)) for key in ("longer_wins", "position_consistency", "first_position_wins"))
+        even = None if rate is None else Estimate(rate, *controlled)
+        rows.append(Row((str(one["a"]), str(one["b"]), even, *shares)))
+    columns = (
+        Column("arm"),
+        Column("against"),
+        Column("win rate at equal lengths", "interval", ".1%"),
+        Column("longer answer wins", "number", ".1%"),
+        Column("same winner in both orders", "number", ".1%"),
+        Column("first shown wins", "number", ".1%"),
+    )
+    return Table("What may bend the verdicts: lengths and order", columns, tuple(rows)) if rows else None
+
+
+def _trust(judgements: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return how the judges did where the right verdict is known, and how far they agree with others."""
+    canaries = [
+        Row((own["mode"], str(one["name"]), *(number(one[key]) for key in ("tried", "passed", "missing"))))
+        for own in judgements
+        for one in own["canaries"]
+    ]
+    agreed = [
+        Row(
+            (
+                own["mode"],
+                f"{one['a']} / {one['b']}",
+                number(one["n"]),
+                *(number(one[key]) for key in ("spearman", "kappa", "same")),
+            )
+        )
+        for own in judgements
+        for one in own["agreement"]
+    ]
+    counts = [Column(name, "number", ",d") for name in ("tried", "passed", "no verdict")]
+    tables = []
+    if canaries:
+        title = "Verdicts whose right outcome is known"
+        tables.append(Table(title, (Column("mode"), Column("canary"), *counts), tuple(canaries)))
+    if agreed:
+        numbers = (Column("Spearman", "number", ".2f"), Column("Cohen's kappa", "number", ".2f"))
+        columns = (Column("mode"), Column("arms"), Column("questions", "number", ",d"), *numbers)
+        title = "Agreement with the other judge"
+        tables.append(Table(title, (*columns, Column("same outcome", "number", ".1%")), tuple(agreed)))
+    return tables
 
 
 def _rating(arm: Mapping[str, object]) -> Estimate | None:

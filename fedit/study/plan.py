@@ -1,4 +1,4 @@
-"""What a study trains: which arms, at which rates, and about how long all of it takes."""
+"""What a study trains: which arms, and at which rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fedit.config import StudyConfig
 from fedit.errors import ConfigError, did_you_mean
-from fedit.estimate import estimate, tokens_of_client
 from fedit.files import safe_name
 from fedit.job import Job
 
@@ -91,20 +90,6 @@ def _kinds(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     chosen += [client for client in largest if len(present[client]) == 2][:1]
     others = sorted((c for c in largest if c not in chosen), key=lambda client: len(present[client]))
     return [*chosen, *others][:KINDS]
-
-
-def expected_tokens(job: Job, arms: Sequence[str]) -> float:
-    """Return about how many tokens ``arms`` train on together."""
-    whole = estimate(job, job.config.num_rounds, 1.0).tokens
-    local = [client for kind, _, client in (arm.partition(":") for arm in arms) if kind == "local"]
-    own = sum(job.config.num_rounds * tokens_of_client(job, client) for client in local)
-    return whole * (len(arms) - len(local)) + own
-
-
-def evaluation_work(job: Job) -> float:
-    """Return what the evaluations of one arm cost, in tokens of training that take as long."""
-    whole = estimate(job, job.config.num_rounds, 1.0)
-    return whole.seconds - whole.tokens
 
 
 def roles(arms: Sequence[str], study: StudyConfig) -> dict[str, str]:

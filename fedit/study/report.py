@@ -33,7 +33,7 @@ from fedit.report.sections.results import ComparisonRow, Metric, comparison_sect
 from fedit.report.sections.rounds import communication_section, rounds_section
 from fedit.report.sections.setup import settings_section
 from fedit.study.examples import held_out_examples, question_examples, question_sets_section
-from fedit.study.judged import judged_section
+from fedit.study.judged import judged_section, votes_section
 from fedit.study.strategies import strategies_section
 from fedit.study.summary import Seed, in_order, read_seeds, training_folder
 from fedit.study.summary import client_losses as losses_of_clients
@@ -43,11 +43,18 @@ METRICS = (
     Metric("exact_match", "exact match", ".1%", "highest"),
     Metric("rouge_l", "ROUGE-L", ".3f", "highest"),
 )
-MORE = (
-    Metric("token_accuracy", "token accuracy", ".1%", "highest"),
+CLIENTS = (
     Metric("clients_mean", "clients, mean loss", ".3f", "lowest"),
     Metric("clients_worst_decile", "worst tenth", ".3f", "lowest"),
 )
+MORE = (
+    Metric("token_accuracy", "token accuracy", ".1%", "highest"),
+    Metric("perplexity", "perplexity", ".2f", "lowest"),
+    *CLIENTS,
+)
+FEDERATION = "vs_federated"
+VERSUS = {"vs_base": "the base model", FEDERATION: "the first federation"}
+"""Fields of an arm that hold its differences to another, and that one in words."""
 COSTS = (
     Metric("tokens", "tokens", ",d"),
     Metric("bytes_up", "up", "bytes"),
@@ -84,6 +91,7 @@ def study_report(folder: Path) -> Document:
         _differences(arms),
         _categories(arms),
         judged_section(folder),
+        votes_section(folder),
         *_first_seed(folder, seeds[0], arms, settings),
         _rates(seeds[0]),
         held_out_examples(seeds[0], list(arms)),
@@ -179,12 +187,13 @@ def _who(seed: Seed) -> list[str]:
 def _numbers(name: str, arm: Mapping[str, object]) -> dict[str, Estimate]:
     """Return all numbers of an arm by the names of `METRICS`, `MORE` and `COSTS`."""
     metrics = {m.name: _estimate(arm, m.name) for m in (*METRICS, *MORE) if m.name in arm}
+    clients = mapping(arm.get("per_client"))
+    intervals = mapping(clients.get("ci"))
+    for key, value in numbers({key: value for key, value in clients.items() if key != "ci"}).items():
+        if value is not None:
+            metrics[f"clients_{key}"] = Estimate(value, *bounds(intervals.get(key)))
     costs = {} if name == BASE else numbers({cost.name: arm.get(cost.name) for cost in COSTS})
-    clients = {f"clients_{key}": value for key, value in numbers(arm.get("per_client")).items()}
-    return {
-        **metrics,
-        **{key: Estimate(value) for key, value in (costs | clients).items() if value is not None},
-    }
+    return {**metrics, **{key: Estimate(value) for key, value in costs.items() if value is not None}}
 
 
 def _used(metrics: Sequence[Metric], rows: Sequence[ComparisonRow]) -> list[Metric]:
@@ -194,15 +203,13 @@ def _used(metrics: Sequence[Metric], rows: Sequence[ComparisonRow]) -> list[Metr
 def _differences(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
     """Return each arm's differences on the same rows: they are surer than the intervals side by side look."""
     tables: list[Block] = []
-    for key, words in (("vs_base", "the base model"), ("vs_federated", "the first federation")):
-        known = [m for m in METRICS if any(m.name in mapping(arm.get(key)) for arm in arms.values())]
+    for key, words in VERSUS.items():
+        known = [m for m in (*METRICS, *CLIENTS) if any(m.name in mapping(arm.get(key)) for arm in arms.values())]
         rows = []
         for name, arm in arms.items():
-            if key not in arm:
-                continue
-            own = {metric: mapping(value) for metric, value in mapping(arm[key]).items()}
-            cells = [Estimate(number(own[m.name]["difference"]) or 0.0, *bounds(own[m.name]["ci"])) for m in known]
-            rows.append(Row((name, *cells), name.startswith("federated")))
+            if key in arm:
+                cells = [_difference(mapping(arm[key]).get(m.name)) for m in known]
+                rows.append(Row((name, *cells), name.startswith("federated")))
         if rows:
             columns = [Column("arm"), *(Column(m.title, "interval", f"+{m.form}") for m in known)]
             tables.append(Table(f"Each arm minus {words}, on the same rows", tuple(columns), tuple(rows)))
@@ -210,6 +217,13 @@ def _differences(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
         return None
     text = "An interval without 0 is a difference that rows and seeds do not explain. A lower loss is better."
     return Section("Differences", "differences", (Text(text), *tables))
+
+
+def _difference(found: object) -> Estimate | None:
+    """Return a difference with its interval; None where there is none."""
+    own = mapping(found)
+    value = number(own.get("difference"))
+    return None if value is None else Estimate(value, *bounds(own.get("ci")))
 
 
 def _categories(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
@@ -239,7 +253,25 @@ def _categories(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
             for name, arm in arms.items()
         ]
         blocks.append(Table(f"{metric.title}, by category", columns, tuple(rows), folded=True))
+        blocks += _category_differences(arms, names, metric)
     return Section("By category", "categories", tuple(blocks))
+
+
+def _category_differences(
+    arms: Mapping[str, Mapping[str, object]], names: Sequence[str], metric: Metric
+) -> list[Block]:
+    """Return each arm's differences to the first federation in every category; nothing where there are none."""
+    rows = []
+    for arm, values in arms.items():
+        own = mapping(values.get("per_category"))
+        found = [mapping(mapping(own.get(name)).get(FEDERATION)).get(metric.name) for name in names]
+        if any(found):
+            rows.append(Row((arm, *map(_difference, found)), arm.startswith("federated")))
+    if not rows:
+        return []
+    columns = (Column("arm"), *(Column(name, "interval", f"+{metric.form}") for name in names))
+    caption = f"{metric.title}, by category: each arm minus {VERSUS[FEDERATION]}, on the same rows"
+    return [Table(caption, columns, tuple(rows), folded=True)]
 
 
 def _category_cell(arm: Mapping[str, object], category: str, metric: str) -> Estimate | None:

@@ -26,13 +26,12 @@ from fedit.report.write import write_report
 from fedit.runfolder import check_writable, environment, identity_of, only_worker, settings_hash, to_yaml
 from fedit.settings import Settings
 from fedit.strategies import build_variant
+from fedit.study.expected import evaluation_work, expected_answers, expected_tokens, seconds_of_answers
 from fedit.study.items import Items
 from fedit.study.personal import measure_personal
 from fedit.study.plan import (
     BASE,
     Training,
-    evaluation_work,
-    expected_tokens,
     file_name,
     first_arms,
     later_arms,
@@ -372,11 +371,15 @@ def _tell_estimate(plan: Plan, job: Job, compute: Compute, names: Sequence[str])
     tokens = expected_tokens(job, names) * times
     work = tokens + evaluation_work(job) * len(names) * times
     rate = compute.workers / compute.seconds_per_token()
+    first = plan.seeds[0] in left
+    answers = expected_answers(job, plan.study, plan.questions, seeds=len(left), first=first)
+    answering = len(names) + (BASE in plan.study.arms)
     plan.tell(
         "study_estimate",
         trainings=len(names) * times,
         seeds=len(left),
         tokens=round(tokens),
         tokens_per_second=rate,
-        seconds=work / rate,
+        answers=answering * sum(count for count, _ in answers),
+        seconds=work / rate + answering * seconds_of_answers(job, compute, answers),
     )

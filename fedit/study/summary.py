@@ -12,6 +12,7 @@ from fedit.data.statistics import per_client_loss, summary
 from fedit.errors import RunFolderError
 from fedit.evaluation.intervals import Array, Interval, nested_bootstrap, ratio_of_sums
 from fedit.files import read_json
+from fedit.study.clientloss import SUMMARIES, ClientTable
 from fedit.study.items import Items, metrics_of
 from fedit.study.personal import read_personal
 from fedit.study.plan import BASE, Training, file_name
@@ -102,25 +103,28 @@ def _arm(role: str, seeds: Sequence[Seed], federations: Sequence[str], resamples
     own = [seed for seed in seeds if role in seed.items]
     metrics = metrics_of(own[0].items[role])
     intervals = {metric: _interval([s.items[role] for s in own], metric, resamples) for metric in metrics}
+    others = [other for other in (BASE, *federations) if other != role and all(other in s.items for s in own)]
     categories = sorted({c for seed in own for c in seed.items[role].categories if c is not None})
     result: dict[str, object] = {metric: interval.estimate for metric, interval in intervals.items()}
     result |= {
+        "perplexity": float(np.exp(min(intervals["loss"].estimate, 700.0))),
         "ci": {metric: interval.bounds() for metric, interval in intervals.items()},
         "seeds": len(own),
         "per_seed": {metric: [_value(s.items[role], metric) for s in own] for metric in metrics},
-        "per_category": {
-            category: _category(category, [s.items[role] for s in own], resamples) for category in categories
-        },
+        "per_category": {name: _category(name, role, others, own, resamples) for name in categories},
         "clients": [seed.arms[role] for seed in own] if ":" in own[0].arms[role] else [],
         **_cost(role, own),
-        **_clients(role, own),
+        "per_client": _clients(role, own, resamples),
     }
-    for other in (BASE, *federations):
-        if other != role and all(other in seed.items for seed in own):
-            result[f"vs_{other.partition(':')[0]}"] = {
-                metric: _difference(role, other, own, metric, resamples) for metric in metrics
-            }
+    for other in others:
+        pairs = [(seed.items[role], seed.items[other]) for seed in own]
+        differences = {metric: _difference(pairs, metric, resamples) for metric in metrics}
+        result[_versus(other)] = differences | _client_differences(role, other, own, resamples)
     return result
+
+
+def _versus(other: str) -> str:
+    return f"vs_{other.partition(':')[0]}"
 
 
 def _interval(items: Sequence[Items], metric: str, resamples: int) -> Interval:
@@ -131,13 +135,13 @@ def _value(items: Items, metric: str) -> float:
     return float(ratio_of_sums(items.column(metric)[np.newaxis])[0])
 
 
-def _difference(role: str, other: str, seeds: Sequence[Seed], metric: str, resamples: int) -> dict[str, object]:
-    """Return this arm's number minus the other's on the same rows, with its interval."""
-    pairs = [
-        np.concatenate([seed.items[role].column(metric), seed.items[other].column(metric)], axis=1)
-        for seed in seeds
-    ]
-    interval = nested_bootstrap(pairs, _difference_of_ratios, resamples=resamples)
+def _difference(pairs: Sequence[tuple[Items, Items]], metric: str, resamples: int) -> dict[str, object]:
+    """Return the first's number minus the second's on the same rows, with its interval; pairs: one a seed."""
+    columns = [np.concatenate([one.column(metric), other.column(metric)], axis=1) for one, other in pairs]
+    return _as_difference(nested_bootstrap(columns, _difference_of_ratios, resamples=resamples))
+
+
+def _as_difference(interval: Interval) -> dict[str, object]:
     return {"difference": interval.estimate, "ci": interval.bounds()}
 
 
@@ -145,18 +149,22 @@ def _difference_of_ratios(samples: Array) -> Array:
     return np.asarray(ratio_of_sums(samples[:, :, :2]) - ratio_of_sums(samples[:, :, 2:]))
 
 
-def _category(category: str, items: Sequence[Items], resamples: int) -> dict[str, object]:
+def _category(
+    category: str, role: str, others: Sequence[str], seeds: Sequence[Seed], resamples: int
+) -> dict[str, object]:
+    """Return an arm's numbers in one category, with intervals and its differences to other arms."""
+    held = [seed for seed in seeds if category in seed.items[role].categories]
+    own = [seed.items[role].of_category(category) for seed in held]
     found: dict[str, object] = {}
     bounds: dict[str, list[float]] = {}
-    for metric in metrics_of(items[0]):
-        columns = [
-            own.column(metric)[[c == category for c in own.categories]]
-            for own in items
-            if category in own.categories
-        ]
-        interval = nested_bootstrap(columns, ratio_of_sums, resamples=resamples)
+    for metric in metrics_of(own[0]):
+        interval = _interval(own, metric, resamples)
         found[metric], bounds[metric] = interval.estimate, interval.bounds()
-    return {**found, "ci": bounds}
+    found["ci"] = bounds
+    for other in others:
+        pairs = [(mine, seed.items[other].of_category(category)) for mine, seed in zip(own, held, strict=True)]
+        found[_versus(other)] = {metric: _difference(pairs, metric, resamples) for metric in bounds}
+    return found
 
 
 def _cost(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
@@ -170,13 +178,44 @@ def _cost(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
     return {**means, "learning_rate": rates[0]}
 
 
-def _clients(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
-    """Return the mean and the worst decile over clients of their expected loss, averaged over seeds."""
-    found = [client_losses(seed, role) for seed in seeds]
-    known = [summary(own) for own in found if own]
+def _clients(role: str, seeds: Sequence[Seed], resamples: int) -> dict[str, object]:
+    """Return the mean and the worst decile over clients of their expected loss, averaged over seeds.
+
+    Under "ci" their intervals over seeds and rows; none where clients run models of their own, since no losses of
+    single rows are kept of these, or where an arm diverged.
+    """
+    known = [summary(own) for own in (client_losses(seed, role) for seed in seeds) if own]
     if not known:
-        return {"per_client": {}}
-    return {"per_client": {name: float(np.mean([own[name] for own in known])) for name in known[0]}}
+        return {}
+    found: dict[str, object] = {name: float(np.mean([own[name] for own in known])) for name in SUMMARIES}
+    tables = [table for seed in seeds if (table := _client_table(seed, role)) is not None]
+    if len(tables) == len(known):
+        found["ci"] = {name: _over_clients(name, tables, None, resamples).bounds() for name in SUMMARIES}
+    return found
+
+
+def _client_differences(role: str, other: str, seeds: Sequence[Seed], resamples: int) -> dict[str, object]:
+    """Return the differences of the clients' mean and worst decile to those of another arm on the same rows."""
+    mine, theirs = ([_client_table(seed, name) for seed in seeds] for name in (role, other))
+    tables, others = ([table for table in own if table is not None] for own in (mine, theirs))
+    if not len(tables) == len(others) == len(seeds):
+        return {}
+    intervals = {name: _over_clients(name, tables, others, resamples) for name in SUMMARIES}
+    return {f"clients_{name}": _as_difference(interval) for name, interval in intervals.items()}
+
+
+def _over_clients(
+    name: str, tables: Sequence[ClientTable], others: Sequence[ClientTable] | None, resamples: int
+) -> Interval:
+    statistics = [own.statistic(name, others[i] if others else None) for i, own in enumerate(tables)]
+    return nested_bootstrap([own.places for own in tables], statistics, resamples=resamples)
+
+
+def _client_table(seed: Seed, role: str) -> ClientTable | None:
+    """Return the rows as clients see them; None where clients do not run what the rows were measured with."""
+    if role != BASE and read_personal(training_folder(seed, role)) is not None:
+        return None
+    return ClientTable.of(seed.items[role], _mapping(seed.record["sizes"]), seed.category_counts)
 
 
 def client_losses(seed: Seed, role: str) -> dict[str, float]:

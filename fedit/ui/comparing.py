@@ -13,8 +13,8 @@ import numpy as np
 
 from fedit import seeds
 from fedit.errors import ConfigError
+from fedit.evaluation import votes
 from fedit.resident import Sampling
-from fedit.ui import votes
 from fedit.ui.questions import Question
 from fedit.ui.speaker import Spoken
 

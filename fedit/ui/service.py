@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fedit.data.examples import Message
+from fedit.evaluation.votes import tally
 from fedit.ui.bodies import MAX_NEW_TOKENS, Comparing, Completion, Voting, check_arm, read_body
 from fedit.ui.comparing import FEWEST, LABELS, MOST, Ballot, Comparison
 from fedit.ui.completions import Json, Reply, model_list, timings
 from fedit.ui.questions import Question
 from fedit.ui.speaker import Request, Speaker, Spoken
-from fedit.ui.votes import tally
 
 Events = Generator[Json | None, None, None]
 """What is sent piece by piece; None where there is nothing yet, so that a reader who left is noticed."""

@@ -37,6 +37,7 @@ def test_arms_that_are_done_make_room():
 
 def test_a_studys_estimate_is_said():
     estimate = {"trainings": 40, "seeds": 3, "tokens": 1_500_000, "tokens_per_second": 500.0, "seconds": 3000.0}
-    _, console = show([{"event": "study_estimate", **estimate}], terminal=False)
-    text = console.file.getvalue()
-    assert "40 trainings over 3 seeds, 1,500,000 tokens at 500 a second: about 50 min" in " ".join(text.split())
+    for answers, words in ((2880, "with evaluations and 2,880 answers of full length"), (0, "with evaluations")):
+        _, console = show([{"event": "study_estimate", "answers": answers, **estimate}], terminal=False)
+        text = " ".join(console.file.getvalue().split())
+        assert text.endswith(f"40 trainings over 3 seeds, 1,500,000 tokens at 500 a second: about 50 min {words}")

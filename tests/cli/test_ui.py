@@ -11,8 +11,8 @@ import urllib.request
 import pytest
 
 from fedit.errors import ModelError
+from fedit.evaluation.votes import append
 from fedit.ui.arms import find_arms
-from fedit.ui.votes import append
 
 # --- which arms there are ---
 

@@ -104,14 +104,35 @@ def test_a_name_that_is_neither_set_nor_file_is_answered_with_the_nearest(tmp_pa
         load_questions("nothing.jsonl")
 
 
-@pytest.mark.parametrize("name", QUESTION_SETS)
-def test_a_public_set_needs_its_folder_and_its_file(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["ifeval", "gsm8k"])
+def test_a_public_set_that_is_not_shipped_needs_its_folder_and_its_file(name, tmp_path, monkeypatch):
     monkeypatch.delenv("FEDIT_DATA", raising=False)
     with pytest.raises(ConfigError, match=rf"'{name}' is read from {name}/\w+\.jsonl .* FEDIT_DATA .* not set"):
         load_questions(name)
     monkeypatch.setenv("FEDIT_DATA", str(tmp_path))
     with pytest.raises(DataError, match=rf"'{name}': there is no file .*{name}.* FEDIT_DATA is {tmp_path}"):
         load_questions(name)
+
+
+SHIPPED_SHA256 = {
+    "vicuna80": "a9d2facf823f8956aa2707bfccb343465d6f01a1d132558e0fc12b9ea760efb6",
+    "mt_bench": "e4de65b65543bbbfcf27bba65e98542ea6842d9739bb0f6cdcfb88c7d0f05c61",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED_SHA256)
+def test_the_judges_sets_come_with_fedit_and_are_what_was_published(name, tmp_path, monkeypatch):
+    for folder in (None, str(tmp_path)):  # where the folder lacks a set, fedit's own is read
+        if folder is None:
+            monkeypatch.delenv("FEDIT_DATA", raising=False)
+        else:
+            monkeypatch.setenv("FEDIT_DATA", folder)
+        questions = load_questions(name)
+        assert len(questions) == 80
+        assert {question.category for question in questions if question.reference} >= {"math", "coding"}
+        assert questions_sha256(questions) == SHIPPED_SHA256[name]
+    write(tmp_path / QUESTION_SETS[name].file, {"question_id": 1, "turns": ["mine"]})
+    assert load_questions(name) == [Question("1", None, ("mine",))]
 
 
 def mt_bench(folder):

@@ -4,6 +4,7 @@ import pytest
 from judge_server import by_quality, first_is_better
 
 from fedit.errors import ConfigError, DataError
+from fedit.evaluation.votes import append
 from fedit.judging import judge
 from fedit.judging.agreement import agreement, read_opinions
 from fedit.judging.comparison import Question, compare
@@ -105,6 +106,32 @@ def test_a_file_of_two_judges_is_no_judge(server, endpoint, questions, tmp_path)
         judge(arms, one, out=tmp_path, resamples=10)
     with pytest.raises(DataError, match=r"several judges or modes, m \(score\), other \(score\)"):
         read_opinions(tmp_path / "verdicts.jsonl", ["base", "new"], [("new", "base")])
+
+
+def test_a_judge_is_compared_with_people(server, endpoint, questions, tmp_path):
+    arms = {"base": questions("good", "x", "x", "x"), "new": questions("good good", "good", "x", "good")}
+    server.script = by_quality  # new wins on q0, q1 and q3, q2 is a tie
+    path = tmp_path / "votes.jsonl"
+
+    def vote(question, first, second, winner, **more):
+        return {"question_id": question, "first": first, "second": second, "winner": winner, **more}
+
+    append(
+        path,
+        [
+            vote("q0", "base", "new", "second"),
+            vote("q1", "new", "base", "first"),
+            vote("q1", "base", "new", "tie"),
+            vote("q2", "new", "base", "both_bad"),
+            vote("q3", "base", "new", "first"),
+            vote("q3", "base", "new", "second", blind=False),  # the names were seen
+            vote(None, "base", "new", "first"),  # of no question set
+            vote("q0", "other", "new", "first"),
+        ],
+    )
+    [found] = judge(arms, endpoint(), out=tmp_path / "out", agree_with=path, resamples=10).agreement
+    assert (found.a, found.b, found.n, found.same) == ("new", "base", 4, 0.75)
+    assert found.spearman > 0
 
 
 def test_a_file_that_cannot_be_used_is_noticed_before_anything_is_asked(server, endpoint, questions, tmp_path):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from runfolders import HOSTILE, write_run
+from studyfolders import write_study
 
 from fedit.report.run_report import run_report
 from fedit.report.write import write_report
+from fedit.study.report import study_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,10 +80,15 @@ def browser() -> Iterator[object]:
         driver.quit()
 
 
-@pytest.fixture(scope="module", params=["plain", "hostile", "many"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on an ordinary run, on one of hostile names, on one of many clients."""
+@pytest.fixture(scope="module", params=["plain", "hostile", "many", "study"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A report on an ordinary run, on one of hostile names, on one of many clients, and on a study."""
     folder = tmp_path_factory.mktemp("run") / request.param
+    if request.param == "study":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDIT_CACHE", str(folder.parent / "cache"))
+            study = write_study(folder, tiny)
+        return write_report(study_report(study), study, pdf=False)
     changes = {
         "plain": {},
         "hostile": {"clients": HOSTILE, "categories": HOSTILE, "arms": HOSTILE, "answers": HOSTILE, "loss": None},
@@ -109,6 +116,15 @@ def test_nothing_sticks_out(browser, page, size):
     look(browser, page, SIZES[size])
     assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size]
     assert browser.execute_script(STICKING_OUT) == []
+
+
+def test_a_study_shows_judge_votes_and_strategies(browser, page):
+    if page.parent.name != "study":
+        pytest.skip("of the page on a study alone")
+    look(browser, page, SIZES["phone"])
+    titles = browser.execute_script("return [...document.querySelectorAll('h2')].map((e) => e.textContent)")
+    for title in ("Judge", "Votes", "Strategies", "Differences", "By category", "Answers to questions"):
+        assert any(own.startswith(title) for own in titles), titles
 
 
 def test_nothing_is_asked_for_and_nothing_is_complained_about(browser, page):
@@ -203,14 +219,19 @@ def test_headings_are_in_order_and_arms_can_be_chosen(browser, page):
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     boxes = browser.find_elements(By.CSS_SELECTOR, "fieldset input")
+    # Each section with examples has a choice of its own.
     arms = browser.execute_script(
-        "return new Set([...document.querySelectorAll('[data-arm]')].map((e) => e.dataset.arm)).size"
+        "return [...document.querySelectorAll('section:has([data-arm])')].map((section) =>"
+        "new Set([...section.querySelectorAll('[data-arm]')].map((e) => e.dataset.arm)).size)"
     )
-    assert len(boxes) == arms >= 2
+    assert len(boxes) == sum(arms)
+    assert min(arms) >= 2
     shown = "return [...document.querySelectorAll('[data-arm]')].filter((e) => e.checkVisibility()).length"
     before = browser.execute_script(shown)
     browser.execute_script("arguments[0].click()", boxes[1])
-    examples = len(browser.find_elements(By.CSS_SELECTOR, "article.example"))
+    examples = browser.execute_script(
+        "return arguments[0].closest('section').querySelectorAll('.example').length", boxes[1]
+    )
     assert browser.execute_script(shown) == before - examples
 
 

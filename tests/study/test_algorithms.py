@@ -129,6 +129,10 @@ def test_a_strategy_whose_b_stays_with_clients_is_judged_by_their_models(finishe
     assert kept["loss"] == pytest.approx(arms["base"]["loss"])
     assert kept["learning_rate"] == 0.01
     assert kept["per_client"]["mean"] < arms["base"]["per_client"]["mean"] - 0.01
+    # Of their models no losses of single rows are kept, and so there is nothing to draw from.
+    assert "ci" not in kept["per_client"]
+    assert "ci" in arms["federated:fedit"]["per_client"]
+    assert "clients_mean" not in kept["vs_federated"]
     personal = [json.loads(path.read_text()) for path in folder.glob("seed-0/arms/*/lr-0.01/personal.json")]
     assert [set(one["losses"]) for one in personal] == [{f"client-{i}" for i in range(4)}]
     tried = json.loads((folder / "seed-0/seed.json").read_text())["validation_losses"]["federated:fedsa_lora"]

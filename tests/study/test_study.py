@@ -10,6 +10,7 @@ from fedit import settings
 from fedit.errors import ConfigError, RunFolderError
 from fedit.settings import Settings
 from fedit.study import run as module
+from fedit.study.expected import seconds_of_answers
 from fedit.study.items import Items
 from fedit.study.run import run_study
 from fedit.study.summary import client_losses, read_seeds
@@ -92,7 +93,35 @@ def test_every_arm_has_numbers_with_intervals_and_differences(finished):
             assert difference["ci"][0] <= difference["difference"] <= difference["ci"][1]
     assert arms["federated"]["loss"] < arms["base"]["loss"]
     assert "vs_federated" in arms["centralised"]
+    assert arms["federated"]["perplexity"] == pytest.approx(np.exp(arms["federated"]["loss"]))
     assert arms["base"]["tokens"] == 0
+
+
+def test_categories_and_clients_have_intervals_and_paired_differences_too(finished):
+    _, folder, summary, _ = finished
+    arms, seeds = summary["arms"], read_seeds(folder, [0, 1])
+    for name, arm in arms.items():
+        losses = [client_losses(seed, name) for seed in seeds]
+        assert arm["per_client"]["mean"] == pytest.approx(np.mean([list(own.values()) for own in losses]))
+        for key in ("mean", "worst_decile"):
+            low, high = arm["per_client"]["ci"][key]
+            assert low <= arm["per_client"][key] <= high
+        if name == "base":
+            continue
+        for key in ("mean", "worst_decile"):
+            versus = arm["vs_base"][f"clients_{key}"]
+            apart = arm["per_client"][key] - arms["base"]["per_client"][key]
+            assert versus["difference"] == pytest.approx(apart)
+            assert versus["ci"][0] <= versus["difference"] <= versus["ci"][1]
+        for category, own in arm["per_category"].items():
+            versus = own["vs_base"]["loss"]
+            assert versus["difference"] == pytest.approx(
+                own["loss"] - arms["base"]["per_category"][category]["loss"]
+            )
+            assert versus["ci"][0] <= versus["difference"] <= versus["ci"][1]
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "by category: each arm minus the first federation" in text
+    assert "clients, mean loss" in text
 
 
 def test_budgets_are_equal(finished):
@@ -104,6 +133,44 @@ def test_budgets_are_equal(finished):
         assert whole <= arms[name]["tokens"] < 1.3 * whole
     assert arms["local-1"]["rounds"] == 2
     assert arms["local-1"]["tokens"] < whole
+
+
+def test_the_estimate_counts_what_is_then_done(finished):
+    _, folder, summary, heard = finished
+    estimates = [event for event in heard if event["event"] == "study_estimate"]
+    assert [one["seeds"] for one in estimates] == [2, 1]
+    trained = [len(list(folder.glob(f"seed-{seed}/arms/*/lr-*"))) for seed in (0, 1)]
+    assert estimates[0]["trainings"] == sum(trained)
+    assert estimates[1]["trainings"] == trained[1]
+    each, arms = summary["held_out_rows"][0], len(summary["arms"])
+    turns = 4
+    assert [one["answers"] for one in estimates] == [arms * (2 * each + turns), arms * each]
+    assert all(one["seconds"] > one["tokens"] / one["tokens_per_second"] for one in estimates)
+    places = [heard.index(one) for one in estimates]
+    assert "round" not in [event["event"] for event in heard[: places[0]]]  # before anything is trained
+
+
+def test_the_time_of_answers_grows_with_their_number_and_length(monkeypatch):
+    class Clock:
+        workers, now = 2, 0.0
+
+        def initial(self):
+            return {}
+
+        def answers(self, adapters, prompts, max_new_tokens):
+            self.now += len(prompts) * (0.5 + 0.1 * (max_new_tokens - 1))
+
+    class Rows:
+        held_out = tuple(range(100))
+
+        def prompts(self, rows):
+            return [[1]] * len(rows)
+
+    clock = Clock()
+    monkeypatch.setattr("fedit.study.expected.time.perf_counter", lambda: clock.now)
+    assert seconds_of_answers(Rows(), clock, [(10, 1)]) == pytest.approx(5.0)
+    assert seconds_of_answers(Rows(), clock, [(10, 1), (3, 11)]) == pytest.approx(5.0 + 3 * 1.5)
+    assert seconds_of_answers(Rows(), clock, []) == 0.0
 
 
 def test_rates_are_chosen_on_validation_rows_at_the_first_seed_alone(finished):

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from fedit.ui.votes import read_votes
+from fedit.evaluation.votes import read_votes
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 

@@ -9,11 +9,11 @@ import pytest
 from fedit.data.examples import Message
 from fedit.errors import ConfigError
 from fedit.evaluation.questions import load_questions
+from fedit.evaluation.votes import tally
 from fedit.resident import Sampling
 from fedit.ui.comparing import Ballot
 from fedit.ui.questions import Question, first_turns, shuffled
 from fedit.ui.speaker import Spoken
-from fedit.ui.votes import tally
 
 ARMS = ["base", "local:a", "centralised", "federated"]
 GREEDY = Sampling(8)

@@ -132,6 +132,11 @@ def append(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
         raise RunFolderError(f"cannot write {path}: {reason(error)}") from error
 
 
+def is_vote(record: Mapping[str, object]) -> bool:
+    """Return whether a line of some file looks like a vote."""
+    return {"first", "second", "winner"} <= record.keys()
+
+
 def read_votes(path: Path) -> list[Vote]:
     """Return the votes in ``path``; a last line that a crash left unfinished is none.
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedit.errors import DataError, RunFolderError
-from fedit.ui.votes import Pair, Vote, append, read_votes, tally
+from fedit.evaluation.votes import Pair, Vote, append, read_votes, tally
 
 
 def line(first, second, winner, **fields):
