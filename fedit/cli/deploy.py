@@ -125,6 +125,12 @@ def server(
 def node(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the site: its unpacked bundle.")],
     data: Annotated[Path, typer.Option("--data", help="The site's rows; they stay here.")],
+    client_by: Annotated[
+        str | None,
+        typer.Option(
+            "--client-by", help="Field each of whose values is a client. Default: the site is one client."
+        ),
+    ] = None,
 ) -> None:
     """Run a site's node beside its data in the foreground, until Ctrl-C or SIGTERM.
 
@@ -134,7 +140,7 @@ def node(
     from fedit.flower.layout import Site
     from fedit.flower.node import supervise_node
 
-    supervise_node(Site.load(folder), data, _tell)
+    supervise_node(Site.load(folder), data, _tell, client_by)
 
 
 @app.command("submit", epilog=SUBMIT_EPILOG)

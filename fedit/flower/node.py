@@ -38,10 +38,11 @@ _REFUSED = re.compile(r"\[code: (\d+)\] (.+)")
 _NOT_ACTIVATED, _NO_KEY = 2004, 2001
 
 
-def supervise_node(site: Site, data: Path, tell: Tell) -> None:
+def supervise_node(site: Site, data: Path, tell: Tell, client_by: str | None = None) -> None:
     """Run a site in the foreground until the process is told to end.
 
-    data: file or folder of the site's rows; tell: hears what happens, a line an event.
+    data:      file or folder of the site's rows; tell: hears what happens, a line an event.
+    client_by: the field each of whose values is a client; None: the site is one.
 
     Raises:
         ConfigError: another one runs, or the server will not let this bundle in.
@@ -50,18 +51,18 @@ def supervise_node(site: Site, data: Path, tell: Tell) -> None:
     if not data.exists():
         raise ConfigError(f"--data {data} does not exist.")
     with only_supervisor(site.state, f"site {site.name}"), until_told_to_stop() as told:
-        Node(site, data, Journal(site.state / FILE, tell)).run(told)
+        Node(site, data, Journal(site.state / FILE, tell), client_by).run(told)
 
 
 class Node:
     """The programs of a site's machine, and what is done about their deaths."""
 
-    def __init__(self, site: Site, data: Path, journal: Journal) -> None:
+    def __init__(self, site: Site, data: Path, journal: Journal, client_by: str | None = None) -> None:
         self._site = site
         self._journal = journal
         self._socket = worker_socket(site)
         self._file = site.state / "node.json"
-        self._worker = Kept(site_worker(site, data), soon=0.25)
+        self._worker = Kept(site_worker(site, data, client_by), soon=0.25)
         self._node: Kept | None = None
         self._executor: Kept | None = None
         self._worker_ready = self._worker_ever = False

@@ -92,9 +92,14 @@ def site_executor(site: Site, port: int) -> Child:
     return _executor(site.state, f"127.0.0.1:{port}", ["--insecure"])
 
 
-def site_worker(site: Site, data: Path) -> Child:
-    """Return the site's resident worker, which holds the base model and the rows and trains."""
+def site_worker(site: Site, data: Path, client_by: str | None = None) -> Child:
+    """Return the site's resident worker, which holds the base model and the rows and trains.
+
+    client_by: the field each of whose values is a client; None: the site is one.
+    """
     command = [sys.executable, "-m", SITE_WORKER, str(site.folder.absolute()), "--data", str(data.absolute())]
+    if client_by is not None:
+        command += ["--client-by", client_by]
     return Child("worker", command, child_environment(site.state / HOME), site.state / "worker.log")
 
 
