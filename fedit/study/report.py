@@ -203,16 +203,17 @@ def _used(metrics: Sequence[Metric], rows: Sequence[ComparisonRow]) -> list[Metr
 def _differences(arms: Mapping[str, Mapping[str, object]]) -> Section | None:
     """Return each arm's differences on the same rows: they are surer than the intervals side by side look."""
     tables: list[Block] = []
-    for key, words in VERSUS.items():
-        known = [m for m in (*METRICS, *CLIENTS) if any(m.name in mapping(arm.get(key)) for arm in arms.values())]
-        rows = []
-        for name, arm in arms.items():
-            if key in arm:
-                cells = [_difference(mapping(arm[key]).get(m.name)) for m in known]
-                rows.append(Row((name, *cells), name.startswith("federated")))
-        if rows:
-            columns = [Column("arm"), *(Column(m.title, "interval", f"+{m.form}") for m in known)]
-            tables.append(Table(f"Each arm minus {words}, on the same rows", tuple(columns), tuple(rows)))
+    for metrics, of in ((METRICS, ""), (CLIENTS, ", losses of the clients")):
+        for key, words in VERSUS.items():
+            known = [m for m in metrics if any(m.name in mapping(arm.get(key)) for arm in arms.values())]
+            rows = [
+                Row((name, *(_difference(own.get(m.name)) for m in known)), name.startswith("federated"))
+                for name, arm in arms.items()
+                if (own := mapping(arm.get(key)))
+            ]
+            if known:
+                columns = [Column("arm"), *(Column(m.title, "interval", f"+{m.form}") for m in known)]
+                tables.append(Table(f"Each arm minus {words}, on the same rows{of}", tuple(columns), tuple(rows)))
     if not tables:
         return None
     text = "An interval without 0 is a difference that rows and seeds do not explain. A lower loss is better."

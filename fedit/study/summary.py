@@ -168,13 +168,18 @@ def _category(
 
 
 def _cost(role: str, seeds: Sequence[Seed]) -> dict[str, object]:
-    """Return tokens, bytes and seconds of a seed's training on average, and the learning rate."""
+    """Return tokens, bytes and seconds of a seed's training on average, and the learning rate.
+
+    Only federations send anything: the others train in one place, though by the same loop.
+    """
     names = ("rounds", "tokens", "bytes_up", "bytes_down", "seconds")
     if role == BASE:
         return {**dict.fromkeys(names, 0), "learning_rate": None}
     totals = [_mapping(_mapping(seed.record["totals"])[seed.arms[role]]) for seed in seeds]
     rates = [_mapping(seed.record["learning_rates"])[seed.arms[role]] for seed in seeds]
     means: dict[str, object] = {name: float(np.mean([own[name] for own in totals])) for name in names}
+    if not role.startswith("federated"):
+        means |= {"bytes_up": 0, "bytes_down": 0}
     return {**means, "learning_rate": rates[0]}
 
 

@@ -133,6 +133,9 @@ def test_budgets_are_equal(finished):
         assert whole <= arms[name]["tokens"] < 1.3 * whole
     assert arms["local-1"]["rounds"] == 2
     assert arms["local-1"]["tokens"] < whole
+    # Who trains in one place sends nothing.
+    assert arms["federated"]["bytes_up"] > 0
+    assert all(arm["bytes_up"] == arm["bytes_down"] == 0 for name, arm in arms.items() if name != "federated")
 
 
 def test_the_estimate_counts_what_is_then_done(finished):
