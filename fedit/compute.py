@@ -5,8 +5,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+import torch
+from torch import Tensor
+
+from fedit import lora, seeds
 from fedit.arms import Arm, ArmRows
 from fedit.card import write_adapter
+from fedit.data.examples import Example, row_id
 from fedit.engines.base import Engine
 from fedit.engines.frames import Header
 from fedit.engines.inprocess import InProcess
@@ -15,11 +20,13 @@ from fedit.engines.pool import Event, Lost, Pool, Reply, Request
 from fedit.engines.processes import Processes
 from fedit.estimate import seconds_per_token
 from fedit.evaluation.generate import answers
+from fedit.evaluation.likeness import likeness
 from fedit.evaluation.loss import RowLosses, row_losses
 from fedit.job import Job
 from fedit.model.fast.decode import Prompt
+from fedit.scaling import lora_scale
 from fedit.store import ClientStore
-from fedit.types import ClientTask, Tensors
+from fedit.types import ClientTask, Running, Tensors, with_ledger
 from fedit.worker import Worker
 
 Part = Literal["held_out", "validation", "held_out_rejected", "validation_rejected"]
@@ -27,6 +34,9 @@ Part = Literal["held_out", "validation", "held_out_rejected", "validation_reject
 OnStep = Callable[[ClientTask, Event], None]
 OnBatch = Callable[[int], None]
 WHOLE = (0, 1)
+QUESTIONS = 16
+"""Models of questions that are made at once."""
+_ROW_LOSSES = (torch.float64, torch.int64, torch.int64)
 SHARES = 4
 """Shares of an evaluation for each worker, so that none waits long for another at the end."""
 
@@ -75,6 +85,10 @@ class Compute(Protocol):
 
     def losses(self, adapters: Sequence[Tensors], part: Part) -> list[RowLosses]:
         """Return the losses of every adapter on every row of ``part``."""
+        ...
+
+    def likened_losses(self, client: str, running: Running, part: Part) -> RowLosses:
+        """Return the losses of the rows of ``part``, each under the model that a client has for its question."""
         ...
 
     def answers(
@@ -145,6 +159,31 @@ class Here:
         examples = getattr(self._job, part.removesuffix("_rejected"))
         rows = (self._job.rejected_tokens if part.endswith("_rejected") else self._job.tokens)(examples)
         return row_losses(self._job.model, adapters, [rows] * len(adapters), share)
+
+    def likened_losses(
+        self, client: str, running: Running, part: Part, share: tuple[int, int] = WHOLE
+    ) -> RowLosses:
+        """Return the losses of the rows of ``part``, or of every n-th, each under the model of its question."""
+        job, likened = self._job, running.likened
+        if likened is None:
+            raise ValueError("this client runs one model for all questions")
+        examples = getattr(job, part)
+        mine = range(len(examples))[share[0] :: share[1]]
+        found = RowLosses(*(torch.zeros(len(examples), dtype=kind) for kind in _ROW_LOSSES))
+        weights = question_weights(job, client, running, [examples[i] for i in mine]) if mine else torch.zeros(0)
+        for start in range(0, len(mine), QUESTIONS):
+            places = mine[start : start + QUESTIONS]
+            own = [at_weight(running, weight) for weight in weights[start : start + QUESTIONS].tolist()]
+            rows = [[row] for row in job.tokens([examples[i] for i in places])]
+            for i, losses in zip(
+                places, row_losses(job.model, [runnable(job, o) for o in own], rows), strict=True
+            ):
+                found.sums[i], found.counts[i], found.correct[i] = (
+                    losses.sums[0],
+                    losses.counts[0],
+                    losses.correct[0],
+                )
+        return found
 
     def answers(
         self,
@@ -218,6 +257,22 @@ class Workers:
         parts = [read_losses(reply.tensors) for reply in self._shared("losses", adapters, part=part)]
         return [sum(own[1:], own[0]) for own in zip(*parts, strict=True)]
 
+    def likened_losses(self, client: str, running: Running, part: Part) -> RowLosses:
+        """Return the losses of the rows of ``part``, each under the model that a client has for its question."""
+        if running.likened is None:
+            raise ValueError("this client runs one model for all questions")
+        general = running.likened.general
+        fields = {
+            "part": part,
+            "client": client,
+            "scale": general.scale,
+            "most": running.likened.most,
+            "examples": running.likened.examples,
+        }
+        replies = self._shared("likened", [running.adapter, general.adapter, general.ledger], **fields)
+        parts = [read_losses(reply.tensors)[0] for reply in replies]
+        return sum(parts[1:], parts[0])
+
     def answers(
         self,
         adapters: Sequence[Tensors],
@@ -263,6 +318,43 @@ class Workers:
         sets = {str(index): adapter for index, adapter in enumerate(adapters)}
         requests = [Request({"do": what, "share": share, "of": shares, **fields}, sets) for share in range(shares)]
         return map(_delivered, self._pool.run(requests))
+
+
+def runnable(job: Job, running: Running) -> Tensors:
+    """Return what is run as tensors for a model that multiplies B A by its own scale at that rank.
+
+    What holds no factors has no scale, and is run as it is.
+    """
+    rank = lora.rank_of(running.adapter)
+    if rank == 0:
+        return dict(running.adapter)
+    own = lora_scale(job.config.lora_alpha, rank, rslora=job.config.use_rslora)
+    adapter = running.adapter
+    if running.scale != own:
+        factor = running.scale / own
+        adapter = {name: t * factor if name.endswith(".B") else t for name, t in adapter.items()}
+    return dict(with_ledger(adapter, running.ledger))
+
+
+def at_weight(running: Running, weight: float) -> Running:
+    """Return the model of a question at which the client's own adapter has ``weight``."""
+    general = running.likened.general if running.likened else running
+    ledger = lora.with_product(general.ledger, general.adapter, (1 - weight) * general.scale)
+    return Running(running.adapter, ledger, weight * general.scale)
+
+
+def question_weights(job: Job, client: str, running: Running, questions: Sequence[Example]) -> Tensor:
+    """Return what the client's own adapter weighs for each question, float64 (questions,)."""
+    likened = running.likened
+    if likened is None:
+        raise ValueError("this client runs one model for all questions")
+    ranked = sorted(
+        job.clients[client], key=lambda row: seeds.derive(job.config.seed, "likened", client, row_id(row))
+    )
+    alone = Running(running.adapter, likened.general.ledger, likened.general.scale)
+    job.model.load(runnable(job, alone))
+    known = job.prompts(ranked[: likened.examples])
+    return likened.most * likeness(job.model, job.prompts(questions), known).clamp(min=0, max=1)
 
 
 def losses_as_tensors(losses: Sequence[RowLosses]) -> Tensors:

@@ -93,6 +93,17 @@ def change(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], scale: fl
     return moved
 
 
+def with_product(ledger: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float) -> Tensors:
+    """Return a ledger whose product is that of ``ledger`` plus ``scale`` B A of ``factors``."""
+    added: Tensors = dict(ledger)
+    for name, factor in factors.items():
+        own = factor * scale if name.endswith(".B") else factor
+        if name in added:
+            own = torch.cat([added[name], own], dim=1 if name.endswith(".B") else 0)
+        added[name] = own
+    return added
+
+
 def gram(deltas: Sequence[Mapping[str, Tensor]], scales: Sequence[float] | None = None) -> Tensor:
     """Return all inner products of the clients' products, <s_i B_i A_i, s_j B_j A_j> summed over the modules.
 

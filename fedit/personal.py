@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from fedit import arms, checkpoint, lora, seeds, tensors
+from fedit import arms, checkpoint, seeds, tensors
 from fedit.comparison import arm_folder
-from fedit.compute import Compute
+from fedit.compute import Compute, Part, runnable
 from fedit.data.statistics import summary
 from fedit.engines.base import Engine
 from fedit.errors import RunFolderError
@@ -19,7 +19,6 @@ from fedit.files import read_json, write_json
 from fedit.job import Job
 from fedit.report.record import PERSONAL
 from fedit.report.summary import ArmResult
-from fedit.scaling import lora_scale
 from fedit.scoring import per_client
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -29,7 +28,6 @@ from fedit.types import (
     ClientTask,
     Running,
     ServerState,
-    Tensors,
     with_ledger,
 )
 
@@ -88,20 +86,16 @@ def measure_personal(
     return read_json(path)
 
 
-def runnable(job: Job, running: Running) -> Tensors:
-    """Return what is run as tensors for a model that multiplies B A by its own scale at that rank.
-
-    What holds no factors has no scale, and is run as it is.
-    """
-    rank = lora.rank_of(running.adapter)
-    if rank == 0:
-        return dict(running.adapter)
-    own = lora_scale(job.config.lora_alpha, rank, rslora=job.config.use_rslora)
-    adapter = running.adapter
-    if running.scale != own:
-        factor = running.scale / own
-        adapter = {name: t * factor if name.endswith(".B") else t for name, t in adapter.items()}
-    return dict(with_ledger(adapter, running.ledger))
+def losses_of_clients(
+    job: Job, compute: Compute, members: Sequence[tuple[str, Running]], part: Part
+) -> list[RowLosses]:
+    """Return the losses of what each client runs, on every row of ``part``."""
+    plain = [running for _, running in members if running.likened is None]
+    whole = iter(compute.losses([runnable(job, one) for one in plain], part) if plain else [])
+    return [
+        next(whole) if running.likened is None else compute.likened_losses(client, running, part)
+        for client, running in members
+    ]
 
 
 def _matrix(
@@ -115,7 +109,8 @@ def _matrix(
     """Return the content of ``personal.json``."""
     measure = _Measure(job, compute)
     strategy = job.strategy.settled(server.adapter)
-    (everyone,) = measure([Running(dict(strategy.factors(server.adapter)), server.ledger, server.scale)])
+    general = Running(dict(strategy.factors(server.adapter)), server.ledger, server.scale)
+    (everyone,) = measure([("", general)])
     across = len(job.clients) <= MOST_ACROSS
     clients: dict[str, dict[str, object]] = {}
     own: dict[str, dict[str, float]] = {"global": {}, "personal": {}, "tuned": {}, "local": dict(alone)}
@@ -124,12 +119,12 @@ def _matrix(
     everybody = personal_models(job, compute, strategy, folder, server)
     while members := list(islice(everybody, TOGETHER)):
         log.tell("evaluating", server.round)
-        found = {"personal": dict(zip([c for c, _ in members], measure([r for _, r in members]), strict=True))}
+        found = {"personal": dict(zip([c for c, _ in members], measure(members), strict=True))}
         if job.config.personal_steps:
             starts = [(client, strategy.tuning(running, initial)) for client, running in members]
             changed, failed = _tune(job, compute, folder, starts)
             failures |= failed
-            found["tuned"] = dict(zip(changed, measure(list(changed.values())), strict=True))
+            found["tuned"] = dict(zip(changed, measure(list(changed.items())), strict=True))
         for client, _ in members:
             own["global"][client] = everyone.of(client)
             clients[client] = {"seen": client not in job.unseen, "global": everyone.of(client)}
@@ -193,7 +188,7 @@ def _tune(
             failures[result.client_id] = result.reason
             continue
         start = before[result.client_id]
-        after[result.client_id] = Running(tensors.add(start.adapter, result.delta), start.ledger, start.scale)
+        after[result.client_id] = replace(start, adapter=tensors.add(start.adapter, result.delta))
     return after, failures
 
 
@@ -205,17 +200,15 @@ class _Measure:
         self._categories = [example.category for example in job.held_out]
         self._known: dict[tuple[object, ...], tuple[Running, _Measured]] = {}
 
-    def __call__(self, models: Sequence[Running]) -> list[_Measured]:
-        keys = [_identity(running) for running in models]
-        new = {key: one for key, one in zip(keys, models, strict=True) if key not in self._known}
-        losses = (
-            self._compute.losses([runnable(self._job, one) for one in new.values()], "held_out") if new else []
-        )
+    def __call__(self, members: Sequence[tuple[str, Running]]) -> list[_Measured]:
+        keys = [_identity(client, running) for client, running in members]
+        new = {key: one for key, one in zip(keys, members, strict=True) if key not in self._known}
+        losses = losses_of_clients(self._job, self._compute, list(new.values()), "held_out")
         fresh = {key: self._report(own) for key, own in zip(new, losses, strict=True)}
         found = [fresh[key] if key in fresh else self._known[key][1] for key in keys]
         if not self._known:
             # The first one is everybody's. Its tensors are kept with it, so that no others get their identities.
-            self._known = {key: (new[key], one) for key, one in fresh.items()}
+            self._known = {key: (new[key][1], one) for key, one in fresh.items()}
         return found
 
     def _report(self, losses: RowLosses) -> _Measured:
@@ -225,9 +218,14 @@ class _Measure:
         )
 
 
-def _identity(running: Running) -> tuple[object, ...]:
+def _identity(client: str, running: Running) -> tuple[object, ...]:
+    """Return what is equal for models that are; one that asks who runs it is that client's alone."""
     held = with_ledger(running.adapter, running.ledger)
-    return (running.scale, *((name, id(tensor)) for name, tensor in sorted(held.items())))
+    return (
+        client if running.likened else None,
+        running.scale,
+        *((name, id(tensor)) for name, tensor in sorted(held.items())),
+    )
 
 
 def _alone(results: Sequence[ArmResult]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from fedit.model.fast.decode import Prompt
 from fedit.prepare import prepare
 from fedit.tensors import can_flatten, flatten
 from fedit.training import Progress
-from fedit.types import Tensors
+from fedit.types import Likened, Running, Tensors
 from fedit.worker import Worker
 
 Answer = tuple[Header, Tensors]
@@ -66,6 +66,7 @@ class Service:
             "path": lambda header, sets: ({"why_general": self._here.why_general()}, {}),
             "train": self._train,
             "losses": self._losses,
+            "likened": self._likened,
             "answers": self._answers,
             "export": self._export,
             "arm": self._arm,
@@ -97,6 +98,17 @@ class Service:
     def _losses(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         share = (cast(int, header["share"]), cast(int, header["of"]))
         return {}, losses_as_tensors(self._here.losses(_adapters(sets), cast(Part, header["part"]), share))
+
+    def _likened(self, header: Header, sets: dict[str, Tensors]) -> Answer:
+        own, general, ledger = (sets.get(str(index), {}) for index in range(3))
+        likened = Likened(
+            Running(general, ledger, cast(float, header["scale"])),
+            cast(float, header["most"]),
+            cast(int, header["examples"]),
+        )
+        running, share = Running(own, {}, 0.0, likened), (cast(int, header["share"]), cast(int, header["of"]))
+        client, part = cast(str, header["client"]), cast(Part, header["part"])
+        return {}, losses_as_tensors([self._here.likened_losses(client, running, part, share)])
 
     def _answers(self, header: Header, sets: dict[str, Tensors]) -> Answer:
         share = (cast(int, header["share"]), cast(int, header["of"]))

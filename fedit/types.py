@@ -91,11 +91,30 @@ def own_adapter(memory: Mapping[str, Tensor], phase: str) -> Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What somebody runs: the weight of module m is W + scale B A + ledger B A."""
+    """What somebody runs: the weight of module m is W + scale B A + ledger B A.
+
+    likened: where every question has a model of its own; the one here is then that of training.
+    """
 
     adapter: Tensors
     ledger: Tensors
     scale: float
+    likened: "Likened | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likened:
+    """How a client's own adapter counts anew for every question, by how like that is to some of its rows.
+
+    The model for a question is that of ``general`` with (1 - w) of its output, and w of the own adapter's at the
+    same scale; w is ``most`` times the likeness (`fedit.evaluation.likeness`), 0 where that is negative.
+
+    examples: rows of the client that every question is compared with.
+    """
+
+    general: Running
+    most: float
+    examples: int
 
 
 @dataclass(frozen=True, slots=True)

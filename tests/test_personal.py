@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from fedit import arms, checkpoint, seeds, settings
-from fedit.compute import Here
+from fedit.compute import Here, at_weight, question_weights, runnable
+from fedit.data.examples import row_id
 from fedit.errors import ConfigError
 from fedit.evaluation.loss import row_losses
 from fedit.launch import resume, run
-from fedit.personal import runnable
+from fedit.lora import with_product
 from fedit.prepare import prepare
 from fedit.report.record import read_run
 from fedit.report.run_report import run_report
 from fedit.store import ClientStore
-from fedit.strategies.feddpa import with_product
-from fedit.types import Broadcast, ClientTask, Running
+from fedit.types import Broadcast, ClientTask, Likened, Running, own_adapter
 
 WANTED = {
     "personal_evaluation": True,
@@ -258,6 +258,83 @@ def test_feddpas_local_adapter_is_trained_after_the_last_round(make_config, tmp_
     row = content["clients"]["client-1"]
     assert row["tuned"]["per_category"] == pytest.approx(expected, abs=1e-5)
     assert row["personal"]["per_category"] == content["global"]["per_category"]
+
+
+@pytest.mark.parametrize("afterwards", [False, True])
+def test_feddpa_weighs_the_local_adapter_anew_for_every_question(make_config, tmp_path, afterwards):
+    """By hand: prompts one by one through transformers, then every row under a model of its own."""
+    options = {"weight": 0.5, "likened": 2, "afterwards": afterwards}
+    config = make_config(
+        **WANTED, strategy="feddpa", strategy_options=options, num_rounds=3, personal_steps=2 * afterwards
+    )
+    run(config, tmp_path / "r")
+    kind = "tuned" if afterwards else "personal"
+    row, job = read(tmp_path / "r")["clients"]["client-1"], prepare(config)
+    server = checkpoint.newest(tmp_path / "r" / "server")
+    general = Running(server.adapter, {}, server.scale)
+    if afterwards:
+        arm, fresh = arms.tuned(job), job.model.initial(0)
+        sent = Broadcast(fresh, with_product({}, server.adapter, 0.5 * server.scale), scale=0.5 * server.scale)
+        task = ClientTask(1, "client-1", sent, arm.training(1), seeds.derive(0, "tune", "client-1"))
+        update = Here(job).worker(arm, tmp_path / "elsewhere").train(task)
+        local = {name: fresh[name] + update.delta[name] for name in fresh}
+    else:
+        local = own_adapter(ClientStore(tmp_path / "r" / "clients").read("client-1", 4).memory, "local")
+    running = Running(local, {}, 1.0, Likened(general, 0.5, 2))
+
+    def state(ids):
+        job.model.load(local, scale=server.scale)
+        with torch.no_grad():
+            out = job.model.base.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        return out.hidden_states[-1][0, -1].double()
+
+    mine = sorted(job.clients["client-1"], key=lambda e: seeds.derive(0, "likened", "client-1", row_id(e)))[:2]
+    known = [state(ids) for ids in job.prompts(mine)]
+    losses, weights = {}, []
+    for example, ids in zip(job.held_out, job.prompts(job.held_out), strict=True):
+        asked = state(ids)
+        cosines = [float(torch.cosine_similarity(asked, one, dim=0)) for one in known]
+        weights.append(0.5 * max(sum(cosines) / 2, 0.0))
+        ledger = with_product({}, server.adapter, (1 - weights[-1]) * server.scale)
+        model = runnable(job, Running(local, ledger, weights[-1] * server.scale))
+        (one,) = row_losses(job.model, [model], [job.tokens([example])])
+        sums, counts = losses.get(example.category, (0.0, 0))
+        losses[example.category] = (sums + float(one.sums[0]), counts + int(one.counts[0]))
+    assert len(set(weights)) > 2
+    found = question_weights(job, "client-1", running, job.held_out)
+    assert found.tolist() == pytest.approx(weights, abs=1e-5)
+    expected = {category: sums / counts for category, (sums, counts) in losses.items()}
+    assert row[kind]["per_category"] == pytest.approx(expected, abs=1e-5)
+    if not afterwards:
+        constant = measured_by_hand(config, at_weight(running, 0.5))
+        assert row[kind]["per_category"] != pytest.approx(constant, abs=1e-5)
+
+
+def test_shares_of_questions_add_up_to_all_of_them(make_config):
+    """What worker processes do: each takes some of the rows, and zeros stand for the others."""
+    job = prepare(make_config(**WANTED))
+    start = job.model.initial(0)
+    drawn = [{n: torch.randn_like(t) for n, t in start.items()} for _ in range(2)]
+    running = Running(drawn[0], {}, 1.0, Likened(Running(drawn[1], {}, 2.0), 0.7, 3))
+    here = Here(job)
+    whole = here.likened_losses("client-0", running, "held_out")
+    parts = [here.likened_losses("client-0", running, "held_out", (k, 3)) for k in range(3)]
+    total = parts[0] + parts[1] + parts[2]
+    assert torch.equal(total.counts, whole.counts)
+    torch.testing.assert_close(total.sums, whole.sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("importable")
+def test_worker_processes_weigh_questions_alike(make_config, tmp_path):
+    config = make_config(**WANTED, strategy="feddpa", strategy_options={"likened": 2}, num_threads=1)
+    run(config, tmp_path / "one")
+    run(config.model_copy(update={"num_workers": 2}), tmp_path / "two")
+    one, two = read(tmp_path / "one"), read(tmp_path / "two")
+    for client, row in one["clients"].items():
+        assert two["clients"][client]["personal"]["per_category"] == pytest.approx(
+            row["personal"]["per_category"], abs=1e-6
+        )
 
 
 def test_an_adapter_that_would_be_trained_afterwards_without_steps_is_refused(make_config):

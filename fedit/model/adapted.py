@@ -293,16 +293,29 @@ class AdaptedModel:
 
     def mean_hidden(self, batch: Batch) -> Tensor:
         """Return each row's mean last hidden state under the base, float32 (rows, width); the batch is padded."""
-        if batch.mask is None:
-            raise ValueError("mean_hidden needs a padded batch")
         without = self._model.disable_adapter() if isinstance(self._model, peft.PeftModel) else nullcontext()
-        with torch.no_grad(), without:
+        with without:
+            hidden, mask = self._hidden(batch)
+        weights = mask.unsqueeze(-1).float()
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+    def last_hidden(self, batch: Batch) -> Tensor:
+        """Return the last hidden state at each row's last token under what is loaded, float32 (rows, width).
+
+        The batch is padded.
+        """
+        hidden, mask = self._hidden(batch)
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states of a padded batch, float32 (rows, length, width), and its mask."""
+        if batch.mask is None:
+            raise ValueError("hidden states need a padded batch")
+        with torch.no_grad():
             output = self.base.model(
                 input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, use_cache=False
             )
-        weights = batch.mask.unsqueeze(-1).float()
-        hidden: Tensor = output.hidden_states[-1].float()
-        return (hidden * weights).sum(1) / weights.sum(1)
+        return output.hidden_states[-1].float(), batch.mask
 
     def decode(
         self,

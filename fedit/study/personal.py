@@ -13,7 +13,7 @@ from fedit.errors import RunFolderError
 from fedit.evaluation.loss import RowLosses
 from fedit.files import read_json, write_json
 from fedit.job import Job
-from fedit.personal import TOGETHER, personal_models, runnable
+from fedit.personal import TOGETHER, losses_of_clients, personal_models
 from fedit.report.record import PERSONAL, number, numbers
 from fedit.scoring import per_client
 from fedit.strategies.base import Strategy
@@ -69,10 +69,9 @@ def measure_personal(job: Job, compute: Compute, arm: Arm, folder: Path) -> None
     found: dict[Part, dict[str, float]] = {"held_out": {}, "validation": {}}
     everybody = personal_models(job, compute, arm.strategy.settled(server.adapter), folder, server)
     while members := list(islice(everybody, TOGETHER)):
-        models = [runnable(job, running) for _, running in members]
         for part, losses in found.items():
             if getattr(job, part):
-                for (client, _), rows in zip(members, compute.losses(models, part), strict=True):
+                for (client, _), rows in zip(members, losses_of_clients(job, compute, members, part), strict=True):
                     losses[client] = _expected(job, client, rows, part)
     validation = _all_finite(found["validation"])
     write_json(

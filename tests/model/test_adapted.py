@@ -305,6 +305,15 @@ def test_hidden_states_are_the_bases_and_padding_does_not_count(models):
         model.mean_hidden(collate(ROWS, packed=True))
 
 
+def test_the_state_at_the_last_token_is_that_of_what_is_loaded(models):
+    model, oracle = models("llama")
+    found = model.last_hidden(collate(ROWS, packed=False))
+    for index, (ids, _) in enumerate(plain(ROWS)):
+        with torch.no_grad():
+            hidden = oracle(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(found[index], hidden[0, -1].float(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_without_targets_has_no_loss(models):
     model, _ = models("llama")
     silent = TokenRow(np.arange(5, dtype=np.int32), np.zeros(5, dtype=bool))

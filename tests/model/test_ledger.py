@@ -83,7 +83,9 @@ def test_the_next_to_train_does_not_inherit_a_ledger(model_folder):
 def test_stacked_clients_have_their_own_ledgers(model_folder):
     model = load(model_folder("llama"))
     shared = make_ledger(model, 4)
+    half = {name: t / 2 if name.endswith(".B") else t for name, t in shared.items()}
     for ledgers in (
+        [shared, half, shared],  # one A, weighed by another B
         [make_ledger(model, 1), {}, make_ledger(model, 2, rank=5)],
         [shared, shared, shared],
     ):

@@ -152,6 +152,19 @@ def test_the_broadcast_is_not_edited(model):
     assert_same(general, before)
 
 
+def test_likened_what_a_client_runs_says_with_what_it_is_mixed(model):
+    server = ServerState(3, random_adapter(model, 1), scale=2.0)
+    plain = FedDPA(weight=0.3).personal(server, info("a"), with_local(random_adapter(model, 2)))
+    likened = FedDPA(weight=0.3, likened=5).personal(server, info("a"), with_local(random_adapter(model, 2)))
+    assert plain.likened is None
+    assert (likened.likened.most, likened.likened.examples) == (0.3, 5)
+    assert_same(dict(likened.likened.general.adapter), server.adapter)
+    assert_same(weights(replace(likened, likened=None)), weights(plain))
+    assert FedDPA(likened=5).personal(server, info("a"), ClientState()).likened is None
+    with pytest.raises(ConfigError, match=r"likened.*-1"):
+        FedDPA(likened=-1).check(HOW)
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_a_weight_that_is_none_is_refused(weight):
     with pytest.raises(ConfigError, match=f"weight.*{weight}"):

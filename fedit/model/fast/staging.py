@@ -111,12 +111,17 @@ def _stage_ledger(group: Group, adapters: Sequence[Mapping[str, Tensor]]) -> Led
         return None
     held = [[_ledger_of(adapter, name, place) for name, place in zip(names, group.adapted, strict=True)]
             for adapter in adapters]  # fmt: skip
-    if all(one[0] is other[0] for own in held for one, other in zip(own, held[0], strict=True)):
+    if all(_same(one, other) for own in held for one, other in zip(own, held[0], strict=True)):
         held = held[:1]
     ranks = [max(own[place][0].shape[0] for own in held) for place in range(len(names))]
     a = [torch.stack([_filled(own[place][0], 0, rank) for own in held]) for place, rank in enumerate(ranks)]
     b = [torch.stack([_filled(own[place][1], 1, rank) for own in held]) for place, rank in enumerate(ranks)]
     return Ledger(torch.cat(a, 1).to(group.dtype), [own.to(group.dtype) for own in b], ranks)
+
+
+def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    """Return whether two corrections are one: they may share A and weigh it by another B."""
+    return one[0] is other[0] and (one[1] is other[1] or torch.equal(one[1], other[1]))
 
 
 def _ledger_of(adapter: Mapping[str, Tensor], name: str, place: tuple[str, int, int]) -> tuple[Tensor, Tensor]:
