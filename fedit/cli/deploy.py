@@ -274,15 +274,15 @@ def stop(folder: DeploymentFolder, run: RunName, as_json: AsJson = False) -> Non
 def _look_at(deployment: "Deployment") -> tuple[dict[str, object], "RenderableType"]:
     """Return a deployment's status, for programs and for people."""
     from fedit.cli.deploytables import as_json, status_view
-    from fedit.flower import control
+    from fedit.flower import connection, control
 
     problem: str | None = None
     sites: list[control.SiteStatus] = []
     try:
         sites, runs = control.nodes(deployment), control.runs(deployment)
-    except control.LinkError as error:
+    except connection.LinkError as error:
         problem, runs = str(error), control.runs_on_disk(deployment)
-    where = control.address(deployment)
+    where = connection.address(deployment)
     return as_json(where, problem, sites, runs), status_view(where, problem, sites, runs)
 
 

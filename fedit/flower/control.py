@@ -5,51 +5,24 @@ import json
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedit.config import RunConfig
-from fedit.errors import ConfigError, FeditError
-from fedit.files import read_json, write_text
+from fedit.errors import ConfigError
+from fedit.files import write_text
+from fedit.flower.connection import LinkError, address, bundle, connected, link_error
 from fedit.flower.jobs import Jobs, Submitted, check_name
 from fedit.flower.layout import Deployment
 from fedit.flower.progress import Progress, read_progress
 
-if TYPE_CHECKING:
-    from flwr.supercore.control import ControlHttpClient
-
-SERVER_APP = "fedit.flower.server_app:app"
-CLIENT_APP = "fedit.flower.client_app:app"
-DEFAULTS: dict[str, bool | int | float | str] = {
-    "job": "",
-    "name": "",
-    "folder": "",
-    "held_out": "",
-    "deadline": 0.0,
-    "sites": 1,
-    "resume": False,
-}
-"""All that a run is told: Flower refuses keys that are not among them."""
 UNKNOWN_RUN, ALREADY_FINISHED, ALREADY_REGISTERED = 16, 18, 23
 """Flower's numbers of what it refuses."""
 NEVER_SEEN = "never seen"
 _MOST_RUNS = 1000
 _FIRST_LOG = 3.0
-
-
-class LinkError(FeditError):
-    """The SuperLink does not answer, or refuses what it was asked.
-
-    code: Flower's number of the refusal; None: it did not answer.
-    """
-
-    def __init__(self, message: str, code: int | None = None) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +53,6 @@ class RunStatus:
         """Return it as JSON values; Flower's id as text, which JSON's numbers cannot hold everywhere."""
         own = asdict(self)
         return {**own, "run_id": str(self.run_id)}
-
-
-def address(deployment: Deployment) -> str:
-    """Return host:port under which this machine reaches the SuperLink."""
-    path = deployment.state / "server.json"
-    if path.is_file() and (known := read_json(path).get("address")):
-        return str(known)
-    return f"127.0.0.1:{deployment.port}"
 
 
 def submit(
@@ -121,7 +86,7 @@ def submit(
             sites=sites or max(len(deployment.sites), 1),
             run_id=0,
         )
-        run_id = _start(deployment, wanted, resume=False)
+        run_id = _start(deployment, wanted)
         jobs.save(replace(wanted, run_id=run_id))
     return run_id
 
@@ -137,7 +102,7 @@ def submit_again(deployment: Deployment, job: Submitted, *, in_vain: int, round:
         now = jobs.get(job.name)
         if now is None or now.state != "active" or now.run_id != job.run_id:
             return None
-        run_id = _start(deployment, now, resume=(deployment.runs / job.name / "run.json").is_file())
+        run_id = _start(deployment, now)
         jobs.save(replace(now, run_id=run_id, starts=now.starts + 1, in_vain=in_vain, round=round))
     return run_id
 
@@ -314,71 +279,7 @@ def jobs_of(deployment: Deployment) -> Jobs:
     return Jobs(deployment.state / "jobs")
 
 
-@contextmanager
-def connected(deployment: Deployment) -> Iterator["ControlHttpClient"]:
-    """Yield a client of the SuperLink; what goes wrong in the block is raised as `LinkError`."""
-    from flwr.supercore.control import ControlHttpClient
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-
-    client = ControlHttpClient.from_server_address(
-        address(deployment),
-        deployment.insecure,
-        None if deployment.insecure else deployment.ca_crt.read_bytes(),
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="fedit")],
-    )
-    try:
-        yield client
-    except FeditError:
-        raise
-    except Exception as error:
-        raise link_error(deployment, error) from error
-    finally:
-        client.close()
-
-
-def link_error(deployment: Deployment, error: Exception) -> LinkError:
-    """Return what a failed call to the SuperLink means."""
-    import httpx
-    from flwr.supercore.error import FlowerError
-
-    where = address(deployment)
-    if isinstance(error, httpx.HTTPStatusError):
-        known = FlowerError.from_json(error.response.text)
-        said = f"{known.message}" if known else f"HTTP status {error.response.status_code}"
-        return LinkError(f"the SuperLink at {where} refuses: {said}", int(known.code) if known else None)
-    if isinstance(error, httpx.TransportError | OSError):
-        return LinkError(
-            f"no SuperLink of this deployment answers at {where} ({error}); "
-            f"is it running? Start it with: fedit deploy server {deployment.folder}"
-        )
-    raise error
-
-
-def bundle() -> bytes:
-    """Return the app that Flower hands to all: no code, only the names of fedit's own components."""
-    from flwr.cli.build import build_fab_from_files
-
-    config = "\n".join(f"{name} = {json.dumps(value)}" for name, value in DEFAULTS.items())
-    text = f"""[project]
-name = "fedit"
-version = "{version("fedit")}"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedit"
-
-[tool.flwr.app.components]
-serverapp = "{SERVER_APP}"
-clientapp = "{CLIENT_APP}"
-
-[tool.flwr.app.config]
-{config}
-"""
-    return build_fab_from_files({"pyproject.toml": text.encode()})[0]
-
-
-def _start(deployment: Deployment, job: Submitted, *, resume: bool) -> int:
+def _start(deployment: Deployment, job: Submitted) -> int:
     """Start a job and return Flower's id of its run."""
     import hashlib
 
@@ -394,7 +295,6 @@ def _start(deployment: Deployment, job: Submitted, *, resume: bool) -> int:
         "held_out": job.held_out,
         "deadline": float(job.deadline),
         "sites": job.sites,
-        "resume": resume,
     }
     request = StartRunRequest(
         fab=Fab(hash_str=hashlib.sha256(app).hexdigest(), content=app),

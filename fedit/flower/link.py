@@ -78,6 +78,7 @@ class GridLink:
         self._grid = grid
         self._threads = ThreadPoolExecutor(NOTICES, thread_name_prefix="fedit-answers")
         self._asking: dict[str, Future[Sequence[Message]]] = {}
+        self._arrived: dict[str, Message] = {}  # Flower gives an answer once, whoever wants it then
 
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that are registered."""
@@ -107,21 +108,20 @@ class GridLink:
     def answers(self, ids: Sequence[str]) -> Iterator[tuple[str, Envelope | Trouble]]:
         """Yield the answers that are there now, once each."""
         for one in ids:
-            if one not in self._asking:
+            if one not in self._asking and one not in self._arrived:
                 self._asking[one] = self._threads.submit(self._pull, one)
         time.sleep(PAUSE)
-        for one, future in list(self._asking.items()):
-            if not future.done():
-                continue
-            del self._asking[one]
+        for one in [one for one, future in self._asking.items() if future.done()]:
             try:
-                messages = future.result()
+                messages = self._asking.pop(one).result()
             except Exception as error:
                 log.warning("asking for an answer failed, and is tried again: %s", error)
                 continue
-            for message in messages:
-                if one in ids:
-                    yield one, _opened(message)
+            if messages:
+                self._arrived[one] = messages[0]
+        for one in ids:
+            if (message := self._arrived.pop(one, None)) is not None:
+                yield one, _opened(message)
 
     def _pull(self, one: str) -> Sequence[Message]:
         return list(self._grid.pull_messages([one]))

@@ -14,6 +14,7 @@ from fedit.flower.journal import FILE, Journal, Tell
 from fedit.flower.layout import Site
 from fedit.flower.processes import (
     free_port,
+    keep_executor,
     only_supervisor,
     site_executor,
     site_worker,
@@ -158,7 +159,8 @@ class Node:
             self._refusals, self._wait = 0, 1.0
             self._write_now()
             self._journal.say("joined", f"site {self._site.name} has joined {self._site.server}")
-        self._keep_executor()
+        if self._executor is not None:
+            keep_executor(self._executor, self._journal, self._write_now)
 
     def _start_node(self) -> None:
         """Start the SuperNode as soon as the server can be reached and has forgotten an earlier one."""
@@ -227,21 +229,6 @@ class Node:
                 kept.child.stop(grace=1.0)
         self._node = self._executor = None
         self._joined = False
-
-    def _keep_executor(self) -> None:
-        kept = self._executor
-        if kept is None:
-            return
-        if kept.waiting:
-            if kept.due:
-                kept.start()
-                self._write_now()
-        elif not kept.child.alive:
-            how = kept.child.how_it_ended()
-            pause = kept.died()
-            self._journal.say(
-                "superexec_died", f"the SuperExec {how}; it is started again in {pause:.0f} s", pause=pause
-            )
 
     # --- what is written down ---
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,8 +14,9 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from fedit.errors import ConfigError
-from fedit.flower.children import Child
+from fedit.flower.children import Child, Kept
 from fedit.flower.environment import child_environment, program
+from fedit.flower.journal import Journal
 from fedit.flower.layout import Deployment, Site, join_address
 
 SITE_WORKER = "fedit.flower.site"
@@ -203,3 +204,15 @@ def _secret(state: Path) -> Path:
         with open(descriptor, "wb") as file:
             file.write(secrets.token_bytes(32))
     return path
+
+
+def keep_executor(kept: Kept, journal: Journal, note: Callable[[], None]) -> None:
+    """Have a SuperExec that died started again in a while; ``note`` is called when it was."""
+    if kept.waiting:
+        if kept.due:
+            kept.start()
+            note()
+    elif not kept.child.alive:
+        how = kept.child.how_it_ended()
+        pause = kept.died()
+        journal.say("superexec_died", f"the SuperExec {how}; it is started again in {pause:.0f} s", pause=pause)

@@ -1,10 +1,10 @@
 """A deployed run on the server: loop, checkpoints and report of any run, over clients that are elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from fedit.arms import Arm
+from fedit.arms import FEDERATED, Arm
 from fedit.compute import Here, OnStep
 from fedit.config import RunConfig
 from fedit.corpus import load_corpus
@@ -30,13 +30,37 @@ from fedit.runfolder import (
 class Deployed(Here):
     """The server's half of the work: clients train at their sites, evaluations run here."""
 
-    def __init__(self, job: Job, engine: Flower) -> None:
+    def __init__(self, job: Job, engine: Flower, news: "SiteNews") -> None:
         super().__init__(job)
         self._engine = engine
+        self._news = news
 
     def engine(self, arm: Arm, folder: Path, on_step: OnStep) -> Engine:
         """Return where the arm's clients train."""
+        self._news.keep()
         return self._engine
+
+
+class SiteNews:
+    """What happens to sites: told at once, and written once what a killed run left in its events is gone."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._waiting: list[tuple[str, int, Mapping[str, object]]] | None = []
+
+    def tell(self, event: str, round: int, fields: Mapping[str, object]) -> None:
+        """Tell the listener; from `keep` on, write it as well."""
+        if self._waiting is None:
+            self._log.write(event, round, **fields)
+            return
+        self._waiting.append((event, round, fields))
+        self._log.tell(event, round, **fields)
+
+    def keep(self) -> None:
+        """Write what was only told yet, and all that follows."""
+        waiting, self._waiting = self._waiting or [], None
+        for event, round, fields in waiting:
+            self._log.write(event, round, **fields)
 
 
 def run_deployed(
@@ -59,8 +83,8 @@ def run_deployed(
     with only_worker(folder):
         remove_leftovers(folder)
         sites = engine(config)
-        log = EventLog(folder, listener)
-        sites.tell = lambda event, round, fields: log.tell(event, round, **fields)
+        news = SiteNews(EventLog(folder, listener, arm=FEDERATED))
+        sites.tell = news.tell
         sizes = {client.client_id: client.num_examples for client in sites.clients()}
         job = assemble_server(config, sizes, rows)
         sites.redescribe(job.client_info)
@@ -72,7 +96,7 @@ def run_deployed(
             job.partition.save(folder / "partition.json")
             write_json(folder / "run.json", identity_of(job))
         with closing(job):
-            return go(job, Deployed(job, sites), folder, listener, expect=False)
+            return go(job, Deployed(job, sites, news), folder, listener, expect=False)
 
 
 def held_out_rows(config: RunConfig, path: Path) -> Corpus:

@@ -8,11 +8,12 @@ from fedit.errors import FeditError
 from fedit.files import read_json, write_json
 from fedit.flower import control
 from fedit.flower.children import Kept, end_leftovers, remembered
-from fedit.flower.control import LinkError
+from fedit.flower.connection import LinkError
 from fedit.flower.journal import FILE, Journal, Tell
 from fedit.flower.layout import Deployment, check_insecure
 from fedit.flower.processes import (
     check_port,
+    keep_executor,
     only_supervisor,
     own_address,
     server_executor,
@@ -72,7 +73,7 @@ class Server:
             while not told.wait(TICK):
                 self._keep_link()
                 if self._up:
-                    self._keep_executor()
+                    keep_executor(self._executor, self._journal, self._note)
                     self._look()
         finally:
             self._journal.say("stopping", "stopping; sites and runs are picked up again at the next start")
@@ -144,19 +145,6 @@ class Server:
         self._journal.say(
             "superlink_up", f"the SuperLink listens on {self._host}:{self._port}; {sites}", sites=known
         )
-
-    def _keep_executor(self) -> None:
-        kept = self._executor
-        if kept.waiting:
-            if kept.due:
-                kept.start()
-                self._note()
-        elif not kept.child.alive:
-            how = kept.child.how_it_ended()
-            pause = kept.died()
-            self._journal.say(
-                "superexec_died", f"the SuperExec {how}; it is started again in {pause:.0f} s", pause=pause
-            )
 
     def _note(self) -> None:
         """Write down what commands and a later supervisor need to know."""

@@ -92,12 +92,11 @@ class SiteWorker:
         return {"clients": [{"client_id": client, "num_examples": size} for client, size in sizes.items()]}
 
     def _train(self, header: Header, pieces: Mapping[str, bytes]) -> Envelope:
-        if reason := self._policy.oversized(sum(map(len, pieces.values()))):
-            raise _Refused(reason)
+        self._refuse_oversized(pieces)
         task_id = str(header["task_id"])
         if (known := self._cache.get(task_id)) is not None:
             log.info("answered from the cache: task %s", task_id[:12])
-            return _envelope(*known)
+            return self._sized(_envelope(*known))
         run = self._run(header)
         self._busy = task_id
         try:
@@ -113,11 +112,23 @@ class SiteWorker:
             self._cache.put(task_id, answer, held)
         except CacheError as error:
             log.warning("%s", error)
-        return _envelope(answer, held)
+        return self._sized(_envelope(answer, held))
+
+    def _sized(self, envelope: Envelope) -> Envelope:
+        self._refuse_oversized(envelope[1])
+        return envelope
+
+    def _refuse_oversized(self, pieces: Mapping[str, bytes]) -> None:
+        if reason := self._policy.oversized(sum(map(len, pieces.values()))):
+            raise _Refused(reason)
 
     def _refuse(self, run: "_Run", task: ClientTask) -> None:
         if task.client_id not in run.rows:
             raise _Refused(f"there is no client '{task.client_id}' here")
+        if not 1 <= task.round <= run.job.config.num_rounds:
+            raise _Refused(
+                f"the job has {run.job.config.num_rounds} rounds; the server asks for round {task.round}."
+            )
         most, sent = self._policy.max_rank, _rank(task.broadcast.adapter)
         if sent > most:
             raise _Refused(

@@ -22,9 +22,9 @@ def main() -> None:
 def supervise(what: str, folder: str, argument: str) -> None:
     from fedit.cli import app
     from fedit.cli.errors import run_and_exit
-    from fedit.flower import control, processes
+    from fedit.flower import connection, processes
 
-    control.SERVER_APP, control.CLIENT_APP = "standin_apps:server", "standin_apps:client"
+    connection.SERVER_APP, connection.CLIENT_APP = "standin_apps:server", "standin_apps:client"
     processes.SITE_WORKER = "standins"
     option = "--port" if what == "server" else "--data"
     run_and_exit(app, ["deploy", what, folder, option, argument])

@@ -185,31 +185,20 @@ def test_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, make_config
     assert deployed.stop() == []
 
 
-@pytest.mark.check(6)
-def test_a_worker_that_is_killed_while_it_trains_is_started_again(deployed, make_config):
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param(("fedit.flower.site", SITES[1]), marks=pytest.mark.check(6), id="worker"),
+        pytest.param(("flwr-serverapp",), marks=pytest.mark.check(8), id="server-process"),
+        pytest.param(("flower-superlink",), marks=pytest.mark.check(9), id="superlink"),
+    ],
+)
+def test_what_is_killed_comes_back_and_the_run_ends_with_the_same_bits(deployed, make_config, victim):
     expected = simulated(deployed, make_config)
     begin(deployed)
     deployed.wait_for_round(1)
-    (worker,) = deployed.find("fedit.flower.site", SITES[1])
-    worker.kill()
-    assert_ended_like(deployed, expected)
-
-
-@pytest.mark.check(8)
-def test_a_server_process_that_is_killed_goes_on_where_it_was(deployed, make_config):
-    expected = simulated(deployed, make_config)
-    begin(deployed)
-    deployed.wait_for_round(1)
-    for process in deployed.find("flwr-serverapp"):
-        process.kill()
-    assert_ended_like(deployed, expected)
-
-
-@pytest.mark.check(9)
-def test_a_superlink_that_is_killed_comes_back_with_its_sites_and_run(deployed, make_config):
-    expected = simulated(deployed, make_config)
-    begin(deployed)
-    deployed.wait_for_round(1)
-    for process in deployed.find("flower-superlink"):
+    found = deployed.find(*victim)
+    assert found, deployed.told()
+    for process in found:
         process.kill()
     assert_ended_like(deployed, expected)

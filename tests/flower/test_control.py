@@ -15,7 +15,7 @@ from fedit.cli import app
 from fedit.cli.deploytables import status_view
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, DataError, UnknownName
-from fedit.flower import control
+from fedit.flower import connection, control
 from fedit.flower.control import RunStatus, SiteStatus
 from fedit.flower.jobs import Jobs, Submitted, check_name
 from fedit.flower.layout import Deployment
@@ -101,7 +101,7 @@ def test_submit_refuses_before_it_asks_the_server(
 def test_a_submission_without_a_server_says_how_to_start_it_and_leaves_nothing(
     deployment: Deployment, rows: Path
 ) -> None:
-    with pytest.raises(control.LinkError, match=f"fedit deploy server {deployment.folder}"):
+    with pytest.raises(connection.LinkError, match=f"fedit deploy server {deployment.folder}"):
         control.submit(deployment, "first", RunConfig(), rows)
     assert control.jobs_of(deployment).all() == []
 
@@ -133,7 +133,7 @@ def test_a_job_is_read_as_it_was_written_and_changed_in_place(tmp_path: Path) ->
 
 
 def test_the_app_that_travels_holds_names_and_no_code() -> None:
-    with zipfile.ZipFile(BytesIO(control.bundle())) as app_file:
+    with zipfile.ZipFile(BytesIO(connection.bundle())) as app_file:
         names = app_file.namelist()
         text = app_file.read("pyproject.toml").decode()
     assert not [name for name in names if name.endswith(".py")]

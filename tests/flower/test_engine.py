@@ -9,9 +9,11 @@ from splitting import SITES, split, write_owned_rows
 
 from fedit import tensorfiles
 from fedit.errors import RoundError
+from fedit.events import EventLog
 from fedit.flower.engine import SENDINGS, TENSORS, Flower
 from fedit.flower.link import Trouble
 from fedit.flower.policy import Policy
+from fedit.flower.progress import read_progress
 from fedit.flower.run import run_deployed
 from fedit.flower.site import SiteSettings, SiteWorker
 from fedit.launch import run
@@ -229,6 +231,12 @@ def test_a_late_site_is_not_waited_for_not_asked_while_at_work_and_never_counted
         f"site {late} is still at work on round 1",
     ]
     assert [e["site"] for e in events if e["event"] == "site_back"] == [late]
+    written = EventLog(tmp_path / "deployed").read()
+    assert [(e["event"], e["round"]) for e in written if e.get("site") == late] == [
+        ("site_joined", 0),
+        ("site_late", 1),
+        ("site_back", 1),
+    ]
 
 
 def test_a_site_that_is_offline_is_not_asked(sites, data, tmp_path):
@@ -265,6 +273,15 @@ def test_a_run_goes_on_after_its_server_died(sites, job, data, tmp_path):
     ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert len({e["round"] for e in rounds(result)[0]}) == 3
+
+
+def test_a_site_that_refuses_is_left_out_and_shown(sites, data, tmp_path):
+    link, _ = sites
+    link.sites[SITES[0]] = site_worker(data, tmp_path / "strict", SITES[0], Policy(max_rank=1)).answer
+    records, _ = rounds(deployed(sites, tmp_path, data))
+    assert [r["delivered"] for r in records] == [2, 2, 2]
+    (late,) = read_progress(tmp_path / "deployed").late
+    assert (late.who, late.reason.partition(":")[0]) == (f"site {SITES[0]}", "max_rank")
 
 
 def test_two_sites_with_one_client_are_named(sites, data, tmp_path):

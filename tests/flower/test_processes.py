@@ -19,7 +19,7 @@ import pytest
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json
-from fedit.flower import children, control
+from fedit.flower import children, connection, control
 from fedit.flower.children import Child, Kept, born, end_leftovers, remembered
 from fedit.flower.environment import SWITCHES, child_environment
 from fedit.flower.init import create
@@ -182,6 +182,7 @@ def test_a_certificate_for_another_host_is_refused_for_good(
         unreachable(site)
 
 
+@pytest.mark.check(15)
 def test_encryption_on_one_side_only_is_refused_for_good(deployment: Deployment) -> None:
     site = site_of(deployment)
     with answering(deployment, encrypted=False), pytest.raises(ConfigError, match="speaks without encryption"):
@@ -332,6 +333,7 @@ class TestWithFlower:
         assert "run_started_again" not in running.events("server")[looked:]
         control.stop(running.deployment, run_id)
 
+    @pytest.mark.check(10)
     def test_a_killed_superexec_is_started_again_and_runs_start(self, running: Running) -> None:
         os.kill(running.pids("server")["superexec"], signal.SIGKILL)
         wait_for(lambda: "superexec_died" in running.events("server"))
@@ -355,6 +357,7 @@ class TestWithFlower:
         wait_for(lambda: running.pids("a").get("worker") not in (None, before))
         assert running.state_of("a") == "online"
 
+    @pytest.mark.check(7)
     def test_a_killed_supernode_is_let_in_again_once_the_server_noticed(self, running: Running) -> None:
         joined = running.events("a").count("joined")
         os.kill(running.pids("a")["supernode"], signal.SIGKILL)
@@ -362,6 +365,7 @@ class TestWithFlower:
         assert '"pause": 65' in (running.state("a") / "events.jsonl").read_text()
         assert running.state_of("a") == "online"
 
+    @pytest.mark.check(15)
     def test_a_key_that_the_server_does_not_know_ends_the_node_with_a_hint(self, running: Running) -> None:
         bundle = running.deployment.bundle("b")
         known = (bundle / "node.key").read_bytes()
@@ -415,7 +419,7 @@ def site_of(deployment: Deployment) -> Site:
 def wait_for(happened: Callable[[], object], seconds: float = PATIENCE) -> None:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        with suppress(control.LinkError, FileNotFoundError, StopIteration):
+        with suppress(connection.LinkError, FileNotFoundError, StopIteration):
             if happened():
                 return
         time.sleep(0.2)

@@ -119,6 +119,22 @@ def test_an_adapter_beyond_the_policy_is_refused_whatever_the_job_says(settings_
     assert refused == "max_rank: the server sent an adapter of rank 8; this site allows at most 4."
 
 
+@pytest.mark.parametrize("round", [0, 3])
+def test_a_round_that_the_job_does_not_have_is_refused(worker, config, round):
+    refused = worker.answer(*work(config, round=round))[0]["refused"]
+    assert refused == f"the job has 2 rounds; the server asks for round {round}."
+
+
+def test_an_oversized_answer_does_not_leave(settings_of, config):
+    header, _ = work(config)
+    known = {name: tensor for name, tensor in load_model(config).initial(0).items() if name.endswith(".B")}
+    piece = tensorfiles.encode({TENSORS: join({"adapter": known})}, {})  # what is left out the site knows itself
+    worker = SiteWorker(settings_of, Policy(max_message_megabytes=len(piece) / 1e6))
+    answer, sent = worker.answer(header, {"b": piece})
+    assert answer["refused"].startswith("max_message_megabytes:")
+    assert sent == {}
+
+
 def test_an_oversized_message_is_refused(settings_of, config):
     worker = SiteWorker(settings_of, Policy(max_message_megabytes=0.001))
     assert worker.answer(*work(config))[0]["refused"].startswith("max_message_megabytes:")
