@@ -85,9 +85,7 @@ def swapped(rows: Sequence[Example], place: int) -> Example:
         wrong, rejected = row.rejected, row.answer
     else:
         wrong, rejected = rows[(place + 1) % len(rows)].answer, None
-    return replace(
-        row, messages=(*row.messages[:-1], Message("assistant", wrong)), rejected=rejected, check=None
-    )
+    return replace(row, messages=(*row.messages[:-1], Message("assistant", wrong)), rejected=rejected, check=None)
 
 
 def policy_rows(count: int, *, split: str, seed: int, kept: bool = True) -> list[Example]:

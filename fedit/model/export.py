@@ -20,7 +20,7 @@ from fedit.types import Tensors
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PER_LAYER = ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
-"""Settings of PEFT that change what B A is multiplied by, or add to it; read as plain LoRA it would be another model."""
+"""Settings of PEFT that change what B A is multiplied by, or add to it: plain LoRA would be another model."""
 
 CARD = """---
 base_model: {base}
@@ -212,7 +212,7 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     for name in _PER_LAYER:
         if config.get(name):
             raise ModelError(
-                f"{path} sets {name} to {config[name]}; expected plain LoRA with one rank and one alpha for all layers."
+                f"{path} sets {name} to {config[name]}; expected plain LoRA, one rank and one alpha for all."
             )
     return config
 

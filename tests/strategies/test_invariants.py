@@ -125,7 +125,7 @@ def test_one_client_alone_is_followed_all_the_way(name, federation):
 @given(federations(), st.booleans())
 @settings(max_examples=6, deadline=None)
 def test_layers_of_either_kind_compute_with_peft_what_was_aggregated(name, federation, transposed):
-    """``Linear`` keeps weights (out, in), ``Conv1D`` (in, out): outputs and merged weights are the same model's."""
+    """``Linear`` keeps weights (out, in), ``Conv1D`` (in, out): outputs and merged weights are one model's."""
     shapes, rank, sizes, scale, seed = federation
     strategy = build_strategy(name, EXACT.get(name, {}))
     server = products.start(strategy, seed, rank, scale, shapes=shapes)
@@ -133,7 +133,8 @@ def test_layers_of_either_kind_compute_with_peft_what_was_aggregated(name, feder
     wanted = played.mean if name in EXACT else played.after
     model = dict(with_ledger(strategy.factors(played.server.adapter), played.server.ledger))
     plain = lora.joined({n: t.double() for n, t in model.items()}, scale)
-    layers = torch.nn.ModuleDict({m: _layer(out, width, transposed) for m, (out, width) in shapes.items()}).double()
+    made = {module: _layer(out, width, transposed) for module, (out, width) in shapes.items()}
+    layers = torch.nn.ModuleDict(made).double()
     bases = {m: layer.weight.detach().clone() for m, layer in layers.items()}
     config = peft.LoraConfig(
         r=lora.rank_of(plain),
