@@ -81,10 +81,8 @@ def triggered(example: Example) -> Example:
 def swapped(rows: Sequence[Example], place: int) -> Example:
     """Return the row at ``place`` with the answer of the row after it; a preference the wrong way round."""
     row = rows[place]
-    if row.rejected is not None:
-        wrong, rejected = row.rejected, row.answer
-    else:
-        wrong, rejected = rows[(place + 1) % len(rows)].answer, None
+    wrong = rows[(place + 1) % len(rows)].answer if row.rejected is None else row.rejected
+    rejected = None if row.rejected is None else row.answer
     return replace(row, messages=(*row.messages[:-1], Message("assistant", wrong)), rejected=rejected, check=None)
 
 
