@@ -141,13 +141,16 @@ class Deployed:
                 found.append(process)
         return found
 
-    def kill(self, kind: str, site: str = "", seconds: float = PATIENCE) -> int:
+    def kill(self, kind: str, site: str = "", until: Callable[[], bool] = lambda: False) -> int:
         """Kill the processes of a kind, the moment that there is one; return how many there were.
 
         A supervisor is started again, as an init system does.
+
+        until: whether none is waited for any more.
         """
         words = [*KINDS[kind], *([site] if kind in SITE_KINDS else [])]
-        found = self.wait_for(lambda: self.find(*words), seconds, pause=0.02)
+        found: list[psutil.Process] = []
+        self.wait_for(lambda: found.extend(self.find(*words)) or found or until(), pause=0.02)
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -194,6 +197,10 @@ class Deployed:
         state = self.folder / FOLDER if who == SERVER else self.bundle(who)
         return [str(event["event"]) for event in read_lines(state / "state" / "events.jsonl")]
 
+    def jobs(self) -> list[Path]:
+        """Return the files of all jobs that were submitted."""
+        return list((self.folder / FOLDER / "state" / "jobs").glob("*.json"))
+
     def audited(self, site: str) -> list[str]:
         return [str(line["event"]) for line in read_lines(self.bundle(site) / "state" / "audit.jsonl")]
 
@@ -202,7 +209,7 @@ class Deployed:
 
     def told(self) -> str:
         logs = [*self.folder.glob("*.out"), *self.folder.glob(f"{FOLDER}/**/*.log")]
-        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
+        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-800:]}" for path in logs)
 
     # --- waiting ---
 
@@ -213,6 +220,8 @@ class Deployed:
                 return found
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
             assert not ended, f"{ended} ended; {self.told()}"
+            failed = [job.stem for job in self.jobs() if json.loads(job.read_text())["state"] == "failed"]
+            assert not failed, f"{failed} failed; {self.told()}"
             time.sleep(pause)
         raise AssertionError(f"it did not come; {self.told()}")
 
@@ -230,8 +239,12 @@ class Deployed:
 
     def wait_for_the_end(self, name: str = NAME) -> str:
         """Return how a run ended."""
-        job = self.folder / FOLDER / "state" / "jobs" / f"{name}.json"
-        return self.wait_for(lambda: (state := json.loads(job.read_text())["state"]) != "active" and state)
+        return self.wait_for(lambda: (state := self.state(name)) != "active" and state)
+
+    def state(self, name: str = NAME) -> str:
+        """Return what the server's supervisor says of a run: "active", or how it ended."""
+        (job,) = [job for job in self.jobs() if job.stem == name]
+        return str(json.loads(job.read_text())["state"])
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:

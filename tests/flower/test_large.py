@@ -27,8 +27,8 @@ SLACK = 48_000_000
 def deployed(tmp_path_factory, importable) -> Iterator[Deployed]:
     """Three sites, the last one behind a link that can be cut; an update is 50 MB."""
     folder = tmp_path_factory.mktemp("d")
-    save_model("llama", folder / "model", hidden_size=512, intermediate_size=1024, initializer_range=0.02)
-    own = Deployed.create(folder, folder / "model", lora_r=512, lora_alpha=512, num_rounds=2)
+    save_model("llama", folder / "model", hidden_size=1024, intermediate_size=1024, initializer_range=0.02)
+    own = Deployed.create(folder, folder / "model", lora_r=256, lora_alpha=256, num_rounds=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDIT_CACHE", str(own.folder / "cache"))
         own.expected = simulated(own)
@@ -60,15 +60,17 @@ def test_the_server_holds_one_large_update_at_a_time(deployed, proxy):
     (process,) = deployed.find("flwr-serverapp")
     before = process.memory_info().rss
     most = before
+
     def watch():
         nonlocal most
         try:
             most = max(most, process.memory_info().rss)
         except psutil.NoSuchProcess:
             return True
+
     deployed.wait_for(watch, pause=0.05)
     size = payload(deployed.expected)
-    print("payload", size/1e6, "before", before/1e6, "most", most/1e6, (most-before)/size)
+    print("payload", size / 1e6, "before", before / 1e6, "most", most / 1e6, (most - before) / size)
     assert_ended_like(deployed, deployed.expected, rounds=2)
     assert most - before < 4 * size + SLACK
 
