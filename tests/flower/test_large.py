@@ -1,6 +1,5 @@
 """A deployment whose updates are large enough to break on their way and to be seen in a process's memory."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -68,7 +67,6 @@ def test_the_server_holds_one_large_update_at_a_time(deployed, proxy):
 
     deployed.wait_for(watch, pause=0.02)
     size = payload(deployed.expected)
-    sys.stderr.write(f"{size / 1e6} {[round(s / 1e6) for s in sizes[::10]]} {(max(sizes) - sizes[0]) / size}\n")
     assert_ended_like(deployed, deployed.expected, rounds=2)
     assert max(sizes) - sizes[0] < 4 * size + SLACK
 
