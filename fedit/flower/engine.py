@@ -242,7 +242,9 @@ class Flower:
         except (ValueError, KeyError, TypeError) as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
-        self._durations = [*self._durations, self.clock() - one.sent][-KEPT_DURATIONS:]
+        took = self.clock() - one.sent
+        self._durations = [*self._durations, took][-KEPT_DURATIONS:]
+        log.info("site %s answered in round %d after %.1f s", one.node.name, one.tasks[0].round, took)
 
     def _tell_trouble(self, one: _Work, reason: str, *, again: bool) -> None:
         self.tell("site_trouble", one.tasks[0].round, {"site": one.node.name, "reason": reason, "again": again})

@@ -20,8 +20,8 @@ NOTICES, TRIES_SEND = 8, 3
 """Threads that ask for answers; tries to hand a message over."""
 PAUSE = 0.5
 """Seconds between two looks for an answer."""
-LOST_CODES = frozenset({3, 4, 5})
-"""Flower's codes for what got lost on the way: message, reply, node."""
+LOST_CODES = frozenset({3, 4, 5, 8})
+"""Flower's codes for what got lost on the way: message, reply, node, the process that passes it on."""
 
 
 @dataclass(frozen=True, slots=True)
