@@ -92,8 +92,12 @@ def init(
 def server(
     folder: DeploymentFolder,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; any but loopback lets others submit jobs.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            "--host",
+            help="Address to listen on; any but loopback lets others submit jobs. Default: loopback.",
+        ),
+    ] = None,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on. Default: the deployment's.")
     ] = None,
@@ -108,6 +112,8 @@ def server(
     from fedit.flower.server import supervise_server
 
     deployment = Deployment.load(folder)
+    if host is None:  # of the two loopback addresses the one that sites were told
+        host = deployment.host if is_loopback(deployment.host) else "127.0.0.1"
     if not is_loopback(host):
         _tell(
             f"listening on {host}: whoever reaches this port can submit jobs to all sites; "

@@ -163,6 +163,8 @@ class SiteWorker:
         if key not in self._runs:
             if reason := self._policy.refusal(config, None):
                 raise _Refused(reason)
+            for other in self._runs.values():
+                other.job.close()
             self._runs.clear()  # one base model at a time
             self._runs[key] = _Run.of(name, config, self._settings)
         return self._runs[key]

@@ -1,6 +1,5 @@
 """A deployment whose updates are large enough to break on their way and to be seen in a process's memory."""
 
-import threading
 from collections.abc import Iterator
 
 import psutil
