@@ -14,6 +14,7 @@ from fedit.engines.messages import BROADCAST_PARTS, broadcast_sets, join, read_r
 from fedit.flower.link import Link, Node, Parcel, Trouble
 from fedit.flower.roster import Roster
 from fedit.flower.wire import Envelope
+from fedit.stacked import stacks
 from fedit.tensors import can_flatten, flatten
 from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
 
@@ -134,8 +135,8 @@ class Flower:
         work = []
         for site, own in groups.items():
             node = self._roster.node_of(site)
-            for start in range(0, len(own), self.together):
-                chosen = own[start : start + self.together]
+            for piece in stacks(len(own), self.together):  # as a simulation stacks them
+                chosen = [own[index] for index in piece]
                 work.append(_Work(node, chosen, self._parcel(node.node_id, chosen, encoded)))
         return work
 

@@ -1,6 +1,7 @@
 """The engine of a deployment over sites in this process: same bits as a simulation, and every kind of trouble."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -432,3 +433,33 @@ def test_a_server_without_rows_measures_nothing_and_says_so_everywhere(sites, da
     print_result(screen, result)
     assert "Nothing was measured" in screen.file.getvalue()
     assert "curves.png" not in screen.file.getvalue()
+
+
+def test_a_restarted_node_without_keys_is_known_by_what_it_says(sites, data, tmp_path):
+    link, _ = sites
+    real_nodes, events = link.nodes, []
+
+    def nodes():
+        if any(e["event"] == "round" for e in events) and "again" not in link.sites:
+            link.offline.add(SITES[0])
+            link.sites["again"] = link.sites[SITES[0]]
+        return [replace(node, name=str(node.node_id), registered=False) for node in real_nodes()]
+
+    link.nodes = nodes
+    records, failures = rounds(deployed(sites, tmp_path, data, events))
+    assert [r["delivered"] for r in records] == [3, 2, 3]
+    assert [f["reason"] for f in failures] == [f"site {SITES[0]} is offline"]
+    assert {e["site"] for e in events if "site" in e} == set(SITES)
+
+
+def test_many_clients_of_one_site_train_in_the_stacks_of_a_simulation(job, data, tmp_path):
+    expected = simulated(job, data, tmp_path / "simulated", stack_clients=2)
+    (data.parent / "ward.jsonl").write_text("".join((data.parent / f"{site}.jsonl").read_text() for site in SITES))
+    link = LoopLink({"ward": site_worker(data, tmp_path / "sites", "ward", client_by="site").answer})
+    config = job(stack_clients=2)
+    engine = Flower(link, "first", config.model_dump(mode="json"), 1, clock=link.clock, together=2)
+    held_out = data.parent / "held-out.jsonl"
+    result = run_deployed(config, tmp_path / "deployed", held_out, lambda c: engine, lambda event: None)
+    ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert [len(parcel.header["tasks"]) for parcel in link.trained()] == [1, 2] * 3
