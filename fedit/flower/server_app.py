@@ -23,7 +23,9 @@ def main(grid: Grid, context: Context) -> None:
     silence_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     given = context.run_config
-    link = GridLink(grid)
+    folder = Path(str(given["folder"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    link = GridLink(grid, folder)
     deadline = float(given["deadline"])
 
     def engine(config: RunConfig) -> Flower:
@@ -40,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     held_out = str(given["held_out"])
     config = RunConfig.model_validate(json.loads(str(given["job"])))
     try:
-        run_deployed(config, Path(str(given["folder"])), Path(held_out) if held_out else None, engine, _say)
+        run_deployed(config, folder, Path(held_out) if held_out else None, engine, _say)
     finally:
         link.close()
 
