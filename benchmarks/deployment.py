@@ -10,6 +10,7 @@ whose last line is one JSON object. ``--payloads 1`` takes a few minutes.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -467,6 +468,8 @@ def main() -> None:
     if given.simulate is not None:
         simulate(given.simulate, given.payloads[0])
         return
+    # What was started is ended, too, where a time limit or a batch system ends this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     began, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="fd-") as name:
         folder = Path(name)
