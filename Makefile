@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-peers hooks clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -23,7 +23,7 @@ help:
 	@echo "make test-deploy: deployments, a line a check; make chaos: twenty random kills, half an hour"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
 	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU;"
-	@echo "                 make bench-products: the server's half of each strategy, minutes"
+	@echo "                 make bench-products: the server's half of each strategy, minutes; bench-deploy: over Flower"
 
 setup: $(STAMP)
 
@@ -99,6 +99,10 @@ bench-cuda: setup
 # What the server's half of each strategy costs, a few minutes; --layers N for fewer than 32.
 bench-products: setup
 	@$(BIN)/python -m benchmarks.products
+
+# A deployed round beside the plain Flower example; the machine should be calm.
+bench-deploy: setup
+	@$(BIN)/python -m benchmarks.deployment
 
 # What transforms take and lose on real updates; a minute.
 bench-compression: setup

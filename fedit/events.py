@@ -17,6 +17,9 @@ Listener = Callable[[Event], None]
 SCHEMA = 1
 """Version of the events' fields, written into the first one."""
 
+NOT_EVALUATED = "not_evaluated"
+"""The event of a run that has nothing to measure on."""
+
 _OF_A_CLIENT = b'"event": "client"'
 
 

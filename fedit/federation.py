@@ -12,7 +12,7 @@ from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
 from fedit.errors import RunFolderError
-from fedit.events import Event, EventLog
+from fedit.events import NOT_EVALUATED, Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
 from fedit.rounds import RoundRecord, left_under_way, run_rounds
@@ -162,6 +162,10 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
 
 
 def _evaluate(job: Job, compute: Compute, arm: Arm, server: ServerState, log: EventLog) -> None:
+    if not job.held_out:  # the server of a deployment may have no rows
+        if server.round == 0:
+            log.write(NOT_EVALUATED, 0, reason="the server has no held-out rows")
+        return
     log.tell("evaluating", server.round)
     started = time.perf_counter()
     fields = score(job, compute, arm.strategy.model(server))

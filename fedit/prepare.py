@@ -12,7 +12,7 @@ from fedit.config import RunConfig
 from fedit.corpus import for_objective, held_out_amount, load_corpus, without_empty_answers
 from fedit.data.check import refuse_if_nothing_learnt
 from fedit.data.examples import Corpus, Example, fingerprint, row_id
-from fedit.data.manifest import Partition, build
+from fedit.data.manifest import DEPLOYMENT, Partition, build
 from fedit.data.pairs import tokenize_pairs
 from fedit.data.partition import find_scheme
 from fedit.data.templates import Template, get_template
@@ -112,7 +112,7 @@ def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpu
     """Return the server's half of a job whose clients keep their rows on machines of their own.
 
     sizes:    client -> rows.
-    held_out: whose rows the server measures on.
+    held_out: whose rows the server measures on; it may have none.
 
     Raises:
         UserError: settings, data or model cannot work together; the message says what to do.
@@ -120,7 +120,7 @@ def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpu
     num_threads = default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
-    rows, _ = for_objective(held_out, config.objective)
+    rows = for_objective(held_out, config.objective)[0] if held_out.examples else held_out
     corpus = Corpus(rows.name, (), held_out=rows.all())
     source = resolve_model(config.model)
     config = with_rank(config, strategy, source)
@@ -128,7 +128,7 @@ def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpu
     template = get_template(config.prompt_template, tokenizer)
     measured = [row_id(example) for example in corpus.held_out]
     partition = Partition(
-        "deployment", {}, config.seed, {c: [] for c in sorted(sizes)}, [], measured, {}, fingerprint(corpus.all())
+        DEPLOYMENT, {}, config.seed, {c: [] for c in sorted(sizes)}, [], measured, {}, fingerprint(corpus.all())
     )
     table, rejected = tokens_of(config, corpus.all(), tokenizer, template)
     job = Job(

@@ -35,7 +35,7 @@ SUBMIT_EPILOG = """Examples:
 
 fedit deploy submit deployment job.yaml --held-out test.jsonl
 
-fedit deploy submit deployment demo num_rounds=5 --held-out test.jsonl --name first"""
+fedit deploy submit deployment demo num_rounds=5 exact_match=false --name first"""
 
 REDRAW = 2.0
 """Seconds between two looks of status --follow."""
@@ -92,8 +92,12 @@ def init(
 def server(
     folder: DeploymentFolder,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; any but loopback lets others submit jobs.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            "--host",
+            help="Address to listen on; any but loopback lets others submit jobs. Default: loopback.",
+        ),
+    ] = None,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on. Default: the deployment's.")
     ] = None,
@@ -108,6 +112,8 @@ def server(
     from fedit.flower.server import supervise_server
 
     deployment = Deployment.load(folder)
+    if host is None:  # of the two loopback addresses the one that sites were told
+        host = deployment.host if is_loopback(deployment.host) else "127.0.0.1"
     if not is_loopback(host):
         _tell(
             f"listening on {host}: whoever reaches this port can submit jobs to all sites; "
@@ -153,7 +159,8 @@ def submit(
         list[str] | None, typer.Argument(metavar="[key=value]…", help="Settings that win over the job file.")
     ] = None,
     held_out: Annotated[
-        Path | None, typer.Option("--held-out", help="File of rows that the server measures on; needed.")
+        Path | None,
+        typer.Option("--held-out", help="File of rows that the server measures on. Default: it measures nothing."),
     ] = None,
     name: Annotated[
         str | None,
@@ -179,8 +186,6 @@ def submit(
     from fedit.flower.submission import check_job
 
     deployment = Deployment.load(folder)
-    if held_out is None:
-        raise ConfigError("--held-out is missing: name a file of rows that the server measures on.")
     if min_sites is not None and min_sites > len(deployment.sites):
         raise ConfigError(f"--min-sites is {min_sites}, but the deployment has {len(deployment.sites)} sites.")
     settings = read_job(job, overrides or [])
@@ -194,6 +199,8 @@ def submit(
             {"name": chosen, "run_id": str(run_id), "folder": str(deployment.runs / chosen), "unused": unused}
         )
         return
+    if held_out is None:
+        notes().print("nothing will be measured: the server gets no held-out rows (--held-out)", style="dim")
     results = console()
     results.print(f"{chosen} is submitted; it will lie in {deployment.runs / chosen}", soft_wrap=True)
     results.print(f"  fedit deploy status {folder} --follow", soft_wrap=True)

@@ -57,7 +57,7 @@ def _sites(sites: "Sequence[SiteStatus]") -> RenderableType:
 
 def _runs(runs: "Sequence[RunStatus]") -> RenderableType:
     numbers = ("round", "train loss", "held-out loss", "up MB", "down MB", "starts")
-    table = plain_table("run", "state", *numbers, "last event", numbers=numbers)
+    table = plain_table("run", "state", *numbers, "privacy spent", "last event", numbers=numbers)
     for run in runs:
         done = run.progress
         table.add_row(
@@ -65,10 +65,11 @@ def _runs(runs: "Sequence[RunStatus]") -> RenderableType:
             Text(run.state, style=_STYLES.get(run.state, "yellow")),
             f"{done.round} of {done.rounds}" if done.rounds else str(done.round),
             _loss(done.train_loss),
-            _loss(done.loss),
+            "not measured" if done.unmeasured else _loss(done.loss),
             f"{done.bytes_up / 1e6:.1f}",
             f"{done.bytes_down / 1e6:.1f}",
             str(run.starts),
+            done.privacy,
             _since(done.updated),
         )
     return table

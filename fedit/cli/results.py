@@ -9,7 +9,14 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
-from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, not_heard, spread, traffic_text
+from fedit.report.summary import (
+    NOTHING_MEASURED,
+    PREFERENCES,
+    SHOWN_EXAMPLES,
+    not_heard,
+    spread,
+    traffic_text,
+)
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -70,6 +77,9 @@ def _print_examples(console: Console, summary: Mapping[str, object]) -> None:
 
 
 def _print_before_after(console: Console, summary: Mapping[str, object]) -> None:
+    if summary["held_out"] is None:
+        console.print(NOTHING_MEASURED)
+        return
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
     table = Table(title="Held-out rows", title_justify="left", header_style="bold")
@@ -105,7 +115,8 @@ def _print_totals(console: Console, folder: Path, summary: Mapping[str, object])
         ("learning curves", "curves.png"),
         ("adapter (PEFT)", "adapter"),
     ):
-        console.print(f"  {what:16s} {folder / name}", highlight=False, soft_wrap=True)
+        if (folder / name).exists():
+            console.print(f"  {what:16s} {folder / name}", highlight=False, soft_wrap=True)
     console.print(f"\nNext: [bold]fedit chat {folder}[/]", highlight=False, soft_wrap=True)
 
 

@@ -14,6 +14,9 @@ from fedit.data.partition import find_scheme, locate, partition, read_assignment
 from fedit.data.split import clean, split
 from fedit.errors import DataError
 
+DEPLOYMENT = "deployment"
+"""The scheme of a partition whose clients keep their rows on machines of their own."""
+
 _FORMAT = "fedit-partition-1"
 _MADE_FROM = "use the data it was made from, or make a new partition in a new run."
 

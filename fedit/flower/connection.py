@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedit.errors import FeditError
 from fedit.files import read_json
-from fedit.flower.layout import Deployment
+from fedit.flower.layout import Deployment, is_loopback, join_address
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -42,7 +42,7 @@ def address(deployment: Deployment) -> str:
     path = deployment.state / "server.json"
     if path.is_file() and (known := read_json(path).get("address")):
         return str(known)
-    return f"127.0.0.1:{deployment.port}"
+    return join_address(deployment.host if is_loopback(deployment.host) else "127.0.0.1", deployment.port)
 
 
 @contextmanager

@@ -59,13 +59,14 @@ def submit(
     deployment: Deployment,
     name: str,
     job: RunConfig,
-    held_out: Path,
+    held_out: Path | None,
     *,
     deadline: float = 0.0,
     sites: int | None = None,
 ) -> int:
     """Start a run and return Flower's id of it.
 
+    held_out: file of the rows that the server measures on; None: it measures nothing.
     deadline: seconds of a round; 0: from the durations of earlier ones.
     sites:    how many must be there before the first round; None: all of the deployment.
 
@@ -81,7 +82,7 @@ def submit(
         wanted = Submitted(
             name=name,
             job=job.model_dump(mode="json"),
-            held_out=str(held_out.absolute()),
+            held_out="" if held_out is None else str(held_out.absolute()),
             deadline=deadline,
             sites=sites or max(len(deployment.sites), 1),
             run_id=0,

@@ -6,14 +6,15 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from fedit import tensorfiles
 from fedit.engines.messages import BROADCAST_PARTS, broadcast_sets, join, read_result, split, task_header
-from fedit.errors import RoundError
 from fedit.flower.link import Link, Node, Parcel, Trouble
+from fedit.flower.roster import Roster
 from fedit.flower.wire import Envelope
+from fedit.stacked import stacks
 from fedit.tensors import can_flatten, flatten
 from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
 
@@ -51,6 +52,7 @@ class Flower:
 
     run:      the run's name; config: its settings as JSON values, which the sites' policies see.
     sites:    how many nodes must have answered before the first round begins.
+    quorum:   clients whose sites must be there before a round begins; it waits for them until its deadline.
     deadline: seconds of a round; None: from the durations of earlier ones.
     together: clients of a site that travel in one message, and may train in one pass.
     tell:     hears (event, round, fields) of what happens to sites.
@@ -60,34 +62,46 @@ class Flower:
     run_name: str
     config: Mapping[str, object]
     sites: int
+    quorum: int = 1
     deadline: float | None = None
     together: int = 1
     joining: float = FIRST_DEADLINE
     tell: Callable[[str, int, Mapping[str, object]], None] = lambda event, round, fields: None
     clock: Callable[[], float] = time.monotonic
-    _clients: dict[str, tuple[ClientInfo, Node]] = field(default_factory=dict)
+    _roster: Roster = field(init=False)
     _late: dict[str, _Work] = field(default_factory=dict)
     _durations: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin without anybody."""
+        self._roster = Roster(
+            self.link,
+            {"do": "clients", "run": self.run_name, "config": self.config},
+            self.sites,
+            self.quorum,
+            SHORTEST_DEADLINE if self.deadline is None else self.deadline,
+            self.joining,
+            lambda event, round, fields: self.tell(event, round, fields),
+            self.clock,
+        )
+
+    @property
+    def roster(self) -> Roster:
+        """Who takes part."""
+        return self._roster
 
     def clients(self) -> Sequence[ClientInfo]:
         """Return all clients, sorted by id, once enough sites have said who they have.
 
         Raises:
-            RoundError: too few sites came in time, or none of them does the job; the message says why not.
+            RoundError: too few sites came in time, or do the job; the message says why not.
         """
-        if not self._clients:
-            self._join()
-        return [self._clients[client][0] for client in sorted(self._clients)]
-
-    def redescribe(self, describe: Callable[[str, int], ClientInfo]) -> None:
-        """Describe every client anew: (client, rows) -> what the server knows of it."""
-        known = self._clients.items()
-        self._clients = {name: (describe(name, info.num_examples), node) for name, (info, node) in known}
+        return self._roster.clients()
 
     def run(self, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """Yield one result per task, in the order of the tasks, as soon as it can be had."""
-        self._forget_late()
         ends = self.clock() + self._round_deadline()
+        self._wait_for_quorum(tasks, ends)
         failed: dict[str, ClientFailure] = {}
         work = self._work(tasks, failed)
         place = {task.client_id: (one, index) for one in work for index, task in enumerate(one.tasks)}
@@ -100,57 +114,6 @@ class Flower:
                 self._look(work, ends)
             yield one.results[index]
 
-    # --- who is there ---
-
-    def _join(self) -> None:
-        ends = self.clock() + self.joining
-        asked: dict[str, Node] = {}
-        heard: dict[int, str] = {}
-        refused: list[str] = []
-        while len(heard) < self.sites:
-            if self.clock() > ends:
-                raise RoundError(
-                    f"{len(heard)} of {self.sites} sites answered within {self.joining:.0f} s"
-                    + (f"; refused: {'; '.join(refused)}" if refused else "")
-                )
-            under_way = {node.node_id for node in asked.values()}
-            new = [
-                n for n in self.link.nodes() if n.online and n.node_id not in heard and n.node_id not in under_way
-            ]
-            question = {"do": "clients", "run": self.run_name, "config": self.config}
-            parcels = [Parcel(node.node_id, "query", question, {}, self.joining) for node in new]
-            for node, sent in zip(new, self.link.send(parcels) if parcels else [], strict=True):
-                if isinstance(sent, str):
-                    asked[sent] = node
-            for message_id, answer in self.link.answers(list(asked)):
-                node = asked.pop(message_id)
-                self._welcome(node, answer, heard, refused)
-        if not self._clients:
-            raise RoundError(f"no site does this job: {'; '.join(refused)}")
-
-    def _welcome(self, node: Node, answer: Envelope | Trouble, heard: dict[int, str], refused: list[str]) -> None:
-        if isinstance(answer, Trouble):
-            log.warning("%s: %s", node.name, answer.reason)
-            if not answer.lost:
-                heard[node.node_id] = node.name
-                refused.append(f"{node.name}: {answer.reason}")
-            return
-        heard[node.node_id] = node.name
-        header = answer[0]
-        if (reason := header.get("refused") or header.get("error") or header.get("lost")) is not None:
-            refused.append(f"{node.name}: {reason}")
-            self.tell("site_refused", 0, {"site": node.name, "reason": str(reason)})
-            return
-        for one in cast("list[dict[str, object]]", header["clients"]):
-            client, rows = str(one["client_id"]), int(str(one["num_examples"]))
-            if client in self._clients:
-                other = self._clients[client][1].name
-                raise RoundError(f"sites {other} and {node.name} both have a client '{client}'; names must differ")
-            self._clients[client] = (ClientInfo(client, rows), node)
-        self.tell("site_joined", 0, {"site": node.name, "clients": len(header["clients"])})  # type: ignore[arg-type]
-
-    # --- a round ---
-
     def _round_deadline(self) -> float:
         if self.deadline is not None:
             return self.deadline
@@ -160,28 +123,41 @@ class Flower:
 
     def _work(self, tasks: Sequence[ClientTask], failed: dict[str, ClientFailure]) -> list[_Work]:
         """Return what goes out, grouped by site; who cannot be asked now is in ``failed``."""
-        online = {node.node_id: node.online for node in self.link.nodes()}
-        busy = {one.node.node_id: one.tasks[0].round for one in self._late.values()}
-        groups: dict[int, list[ClientTask]] = {}
-        nodes: dict[int, Node] = {}
+        away = self._away()
+        groups: dict[str, list[ClientTask]] = {}
         for task in tasks:
-            node = self._clients[task.client_id][1]
-            if (round := busy.get(node.node_id)) is not None:
-                reason = f"site {node.name} is still at work on round {round}"
-            elif not online.get(node.node_id, False):
-                reason = f"site {node.name} is offline"
+            site = self._roster.site_of(task)
+            if site in away:
+                failed[task.client_id] = ClientFailure(task.client_id, task.round, away[site])
             else:
-                nodes[node.node_id] = node
-                groups.setdefault(node.node_id, []).append(task)
-                continue
-            failed[task.client_id] = ClientFailure(task.client_id, task.round, reason)
+                groups.setdefault(site, []).append(task)
         encoded: dict[Same, bytes] = {}
         work = []
-        for node_id, own in groups.items():
-            for start in range(0, len(own), self.together):
-                chosen = own[start : start + self.together]
-                work.append(_Work(nodes[node_id], chosen, self._parcel(node_id, chosen, encoded)))
+        for site, own in groups.items():
+            node = self._roster.node_of(site)
+            for piece in stacks(len(own), self.together):  # as a simulation stacks them
+                chosen = [own[index] for index in piece]
+                work.append(_Work(node, chosen, self._parcel(node.node_id, chosen, encoded)))
         return work
+
+    def _away(self) -> dict[str, str]:
+        """Return site -> why it can be asked for nothing now."""
+        found = {site: f"site {site} is offline" for site in self._roster.offline()}
+        for one in self._late.values():
+            found[one.node.name] = f"site {one.node.name} is still at work on round {one.tasks[0].round}"
+        return found
+
+    def _wait_for_quorum(self, tasks: Sequence[ClientTask], ends: float) -> None:
+        """Wait until so many of those who are asked can be, or the round's time is up."""
+        while True:
+            self._roster.look_around()
+            self._forget_late()
+            away = self._away()
+            there = sum(self._roster.site_of(task) not in away for task in tasks)
+            if there >= min(self.quorum, len(tasks)) or self.clock() > ends:
+                return
+            for message_id, answer in self.link.answers(list(self._roster.asked)):
+                self._roster.welcome(message_id, answer)
 
     def _parcel(self, node_id: int, tasks: Sequence[ClientTask], encoded: dict[Same, bytes]) -> Parcel:
         """Return the message of some tasks; a broadcast that several share is encoded once a round."""
@@ -209,7 +185,10 @@ class Flower:
         self._send_due(work)
         open_work = [one for one in work if one.results is None]
         waiting = {one.message_id: one for one in open_work if one.message_id is not None}
-        for message_id, answer in self.link.answers(list(waiting)):
+        for message_id, answer in self.link.answers([*waiting, *self._roster.asked]):
+            if message_id not in waiting:
+                self._roster.welcome(message_id, answer)
+                continue
             one = waiting[message_id]
             if isinstance(answer, Trouble):
                 self._troubled(one, answer)
@@ -226,7 +205,8 @@ class Flower:
     def _send_due(self, work: Sequence[_Work]) -> None:
         due = [one for one in work if one.results is None and one.message_id is None]
         if any(one.sendings for one in due):  # what got lost waits until its site is there again
-            online = {node.node_id for node in self.link.nodes() if node.online}
+            self._follow_moved(due)
+            online = self._roster.online()
             due = [one for one in due if not one.sendings or one.node.node_id in online]
         if due:
             for one, sent in zip(due, self.link.send([one.parcel for one in due]), strict=True):
@@ -236,6 +216,12 @@ class Flower:
                     self._troubled(one, sent)
                 else:
                     one.message_id = sent
+
+    def _follow_moved(self, due: Sequence[_Work]) -> None:
+        """Address work to the node that its site has now: without keys a restarted one is another."""
+        for one in due:
+            if (node := self._roster.node_of(one.node.name)) != one.node:
+                one.node, one.parcel = node, replace(one.parcel, node_id=node.node_id)
 
     def _troubled(self, one: _Work, trouble: Trouble) -> None:
         """Have lost work sent again, which is due as soon as it has no message; else it failed."""

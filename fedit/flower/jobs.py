@@ -19,7 +19,7 @@ class Submitted:
     """One job of a deployment.
 
     job:       its settings as JSON values.
-    held_out:  file of the rows that the server measures on.
+    held_out:  file of the rows that the server measures on; "": it measures nothing.
     deadline:  seconds of a round; 0: from the durations of earlier ones.
     sites:     how many sites must be there before the first round.
     run_id:    Flower's id of its newest start.

@@ -31,11 +31,16 @@ LOST_CODES = frozenset({3, 4, 5, 8})
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A site's node as the SuperLink sees it; ``name`` is what it was registered under."""
+    """A site's node as the SuperLink sees it.
+
+    name:       what it was registered under.
+    registered: whether it was; else its name says nothing.
+    """
 
     node_id: int
     name: str
     online: bool
+    registered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,8 @@ class GridLink:
 
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that are registered."""
-        return [Node(n.node_id, n.name or str(n.node_id), n.status == "online") for n in self._grid.get_nodes()]
+        found = self._grid.get_nodes()
+        return [Node(n.node_id, n.name or str(n.node_id), n.status == "online", bool(n.name)) for n in found]
 
     def send(self, parcels: Sequence[Parcel]) -> list[str | Trouble]:
         """Hand messages over; return each one's id, or why it was not taken."""

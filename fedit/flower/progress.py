@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedit.events import Event, EventLog
+from fedit.events import NOT_EVALUATED, Event, EventLog
 
 TROUBLES = {
     "site_late": "did not answer in time",
     "site_trouble": "had trouble",
     "site_refused": "refuses the job",
+    "site_left_out": "takes no part",
 }
 """Events about a site -> what they say where they give no reason."""
 CLEARED = "site_back"
@@ -33,6 +34,8 @@ class Progress:
 
     round, rounds: the newest whole round, and how many there will be; 0 rounds: it has not begun.
     train_loss:    of the clients in the newest round; loss: on held-out rows, the newest. None: not measured.
+    unmeasured:    why nothing is measured on held-out rows; "": it is.
+    privacy:       what of the privacy budget is spent, as the run's events say; "none" where they say nothing.
     bytes_up, bytes_down: of the tensors of all clients so far.
     updated:       seconds since 1970 of the newest event; None: there is none.
     late:          who did not deliver in the newest round, or is not back since.
@@ -48,6 +51,8 @@ class Progress:
     updated: float | None = None
     late: list[Late] = field(default_factory=list)
     finished: bool = False
+    unmeasured: str = ""
+    privacy: str = "none"
 
 
 def read_progress(folder: Path) -> Progress:
@@ -64,6 +69,8 @@ def read_progress(folder: Path) -> Progress:
         updated=_newest(events, "time"),
         late=_late(events),
         finished=(folder / "summary.json").is_file(),
+        unmeasured=next((str(event["reason"]) for event in events if event["event"] == NOT_EVALUATED), ""),
+        privacy=_privacy(events),
     )
 
 
@@ -84,6 +91,14 @@ def _late(events: Sequence[Event]) -> list[Late]:
     # Trouble that a whole round came after is over; a refusal is not.
     kept = [late for late in sites.values() if late.round >= newest or late.round == 0]
     return kept + clients
+
+
+def _privacy(events: Sequence[Event]) -> str:
+    """Return epsilon, and delta where it is there, of the newest event that accounts for them."""
+    epsilon, delta = _newest(events, "epsilon"), _newest(events, "delta")
+    if epsilon is None:
+        return "none"
+    return f"ε {epsilon:.3g}" + ("" if delta is None else f", δ {delta:.3g}")
 
 
 def _newest(events: Sequence[Event], name: str) -> float | None:

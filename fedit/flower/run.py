@@ -11,7 +11,7 @@ from fedit.corpus import load_corpus
 from fedit.data.examples import Corpus
 from fedit.engines.base import Engine
 from fedit.events import EventLog, Listener
-from fedit.files import remove_leftovers, write_json, write_text
+from fedit.files import read_json, remove_leftovers, write_json, write_text
 from fedit.flower.engine import Flower
 from fedit.job import Job
 from fedit.launch import Result, check_same, go
@@ -25,6 +25,10 @@ from fedit.runfolder import (
     read_summary,
     to_yaml,
 )
+
+SITES = "sites.json"
+"""Site -> client -> rows, as they were when the run began."""
+NO_ROWS = Corpus("rows of the sites", ())
 
 
 class Deployed(Here):
@@ -64,11 +68,15 @@ class SiteNews:
 
 
 def run_deployed(
-    config: RunConfig, folder: Path, held_out: Path, engine: Callable[[RunConfig], Flower], listener: Listener
+    config: RunConfig,
+    folder: Path,
+    held_out: Path | None,
+    engine: Callable[[RunConfig], Flower],
+    listener: Listener,
 ) -> Result:
     """Begin a run, or go on with the one in ``folder``; a finished one is returned as it is.
 
-    held_out: a file of rows, which the server measures on.
+    held_out: a file of rows, which the server measures on; None: it measures nothing.
     engine:   settings -> the connection to the sites.
 
     Raises:
@@ -79,18 +87,21 @@ def run_deployed(
     check_writable(folder)
     if (finished := read_summary(folder)) is not None:
         return Result(folder, finished)
-    rows = held_out_rows(config, held_out)
+    rows = NO_ROWS if held_out is None else held_out_rows(config, held_out)
     with only_worker(folder):
         remove_leftovers(folder)
         sites = engine(config)
         news = SiteNews(EventLog(folder, listener, arm=FEDERATED))
         sites.tell = news.tell
+        if (folder / "run.json").is_file() and (folder / SITES).is_file():
+            sites.roster.recall(read_json(folder / SITES))
         sizes = {client.client_id: client.num_examples for client in sites.clients()}
         job = assemble_server(config, sizes, rows)
-        sites.redescribe(job.client_info)
+        sites.roster.redescribe(job.client_info)
         if (folder / "run.json").is_file():
             check_same(job, folder, read_identity(folder))
         else:
+            write_json(folder / SITES, sites.roster.table())
             write_text(folder / "resolved.yaml", to_yaml(job.config))
             write_json(folder / "environment.json", environment())
             job.partition.save(folder / "partition.json")

@@ -34,13 +34,15 @@ def main(grid: Grid, context: Context) -> None:
             str(given["name"]),
             config.model_dump(mode="json"),
             int(given["sites"]),
+            quorum=config.min_clients,
             deadline=deadline or None,
             together=config.stack_clients or 8,
         )
 
+    held_out = str(given["held_out"])
     config = RunConfig.model_validate(json.loads(str(given["job"])))
     try:
-        run_deployed(config, folder, Path(str(given["held_out"])), engine, _say)
+        run_deployed(config, folder, Path(held_out) if held_out else None, engine, _say)
     finally:
         link.close()
 

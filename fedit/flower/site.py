@@ -91,7 +91,8 @@ class SiteWorker:
         shown = self._policy.reports("num_examples")
         sizes = {info.client_id: info.num_examples if shown else 1 for info in run.worker.clients()}
         self._audit.announced(run.name, sizes)
-        return {"clients": [{"client_id": client, "num_examples": size} for client, size in sizes.items()]}
+        clients = [{"client_id": client, "num_examples": size} for client, size in sizes.items()]
+        return {"site": self._settings.name, "clients": clients}
 
     def _train(self, header: Header, pieces: Mapping[str, bytes]) -> Envelope:
         self._refuse_oversized(pieces)
@@ -162,6 +163,8 @@ class SiteWorker:
         if key not in self._runs:
             if reason := self._policy.refusal(config, None):
                 raise _Refused(reason)
+            for other in self._runs.values():
+                other.job.close()
             self._runs.clear()  # one base model at a time
             self._runs[key] = _Run.of(name, config, self._settings)
         return self._runs[key]

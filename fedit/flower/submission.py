@@ -47,8 +47,14 @@ UNUSED = (
 """Settings of where rows come from and who gets which, which a deployment has no use for: sites hold their own."""
 
 
-def check_job(settings: Settings, held_out: Path) -> list[str]:
+MEASURING = ("eval_every", "eval_max_examples", "max_new_tokens")
+"""Settings of how the server measures, which mean nothing where it has no rows to measure on."""
+
+
+def check_job(settings: Settings, held_out: Path | None) -> list[str]:
     """Make sure that a job can run on a deployment; return those of its settings that mean nothing there.
+
+    held_out: the rows that the server measures on; None: it measures nothing.
 
     Raises:
         ConfigError: all settings that a deployment cannot have, or whose names and options are wrong.
@@ -66,11 +72,16 @@ def check_job(settings: Settings, held_out: Path) -> list[str]:
         "comes with fedit"
         for name, value in _own_code(config)
     ]
+    if held_out is None and config.exact_match:
+        where = settings.origins.get("exact_match", "default")
+        problems.append(f"{where}: exact_match is true, which needs rows to answer: name some with --held-out")
     if problems:
         raise ConfigError("\n".join(problems))
     _build(config)
-    _read(config, held_out)
-    return [name for name in UNUSED if name in settings.origins]
+    if held_out is not None:
+        _read(config, held_out)
+    unused = UNUSED if held_out is not None else (*UNUSED, *MEASURING)
+    return [name for name in unused if name in settings.origins]
 
 
 def _own_code(config: RunConfig) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from fedit.errors import RunFolderError
-from fedit.events import Event, EventLog
+from fedit.events import NOT_EVALUATED, Event, EventLog
 from fedit.files import read_json
 from fedit.report.numbers import natural_order
 from fedit.report.sections.clients import Holding
@@ -56,6 +56,11 @@ class RunRecord:
         """The federation itself."""
         return self.arms[FEDERATED]
 
+    @property
+    def not_evaluated(self) -> str:
+        """Why nothing was measured; "" where something was."""
+        return str(next((event["reason"] for event in self.federated.named(NOT_EVALUATED)), ""))
+
     def evaluation(self, arm: str) -> Mapping[str, object]:
         """Return the scores of the adapter that an arm ended with; empty if there are none."""
         if arm == BASE:
@@ -84,7 +89,7 @@ def read_run(folder: Path) -> RunRecord:
     if not (folder / "summary.json").is_file():
         raise RunFolderError(f"the run in {folder} is not finished; go on with: fedit resume {folder}")
     federated = ArmRecord(FEDERATED, EventLog(folder).history(), _grades(folder))
-    if not federated.named("evaluation"):
+    if not federated.named("evaluation") and not federated.named(NOT_EVALUATED):
         raise RunFolderError(f"{folder / 'events.jsonl'} holds no evaluation, so there is nothing to report.")
     arms = {BASE: ArmRecord(BASE, (), _grades(folder / "arms" / BASE)), FEDERATED: federated}
     arms |= _baselines(folder / "arms")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit.config import RunConfig
+from fedit.data.manifest import DEPLOYMENT
 from fedit.events import Event
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text
 from fedit.report.numbers import Estimate, number_text, shrunk, wilson
@@ -56,13 +57,7 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
         _comparison(run),
         *more,
         partition_section(run.holdings, numbers(run.summary.get("partition")), _scheme(run)),
-        curves_section(
-            _curves(run),
-            base=number(before.get("loss")),
-            base_per_category=numbers(before.get("per_category")),
-            clients=client_losses(evaluations),
-            measured=_measured(run),
-        ),
+        _learning_curves(run, evaluations, before),
         clients_section(
             run.holdings,
             numbers(after.get("per_category")),
@@ -90,14 +85,32 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
     return Document(run.name, subtitle, tuple(section for section in sections if section is not None))
 
 
+def _learning_curves(run: RunRecord, evaluations: Sequence[Event], before: Mapping[str, object]) -> Section:
+    if run.not_evaluated:
+        text = f"There is nothing to draw: {run.not_evaluated}. The training loss is under Rounds."
+        return Section("Learning curves", "curves", (Note(text),))
+    return curves_section(
+        _curves(run),
+        base=number(before.get("loss")),
+        base_per_category=numbers(before.get("per_category")),
+        clients=client_losses(evaluations),
+        measured=_measured(run),
+    )
+
+
 def summary_section(run: RunRecord) -> Section:
     """Return the result in one sentence, and the most important numbers."""
     before, after = (number(run.evaluation(arm).get("loss")) for arm in (BASE, FEDERATED))
     start, end = (_exact_match(run, arm) for arm in (BASE, FEDERATED))
     rounds, clients = (number_text(number(run.summary.get(key)), ",d") for key in ("rounds", "clients"))
-    sentence = f"{rounds} rounds over {clients} clients {_moved('the held-out loss', before, after, '.3f')}"
-    losses = f"{number_text(before, '.3f')} → {number_text(after, '.3f')}"
-    facts = [Fact("held-out loss", losses, "nats per token")]
+    sentence = f"{rounds} rounds over {clients} clients "
+    if run.not_evaluated:
+        sentence += f"are done; how good the adapter is was not measured: {run.not_evaluated}"
+        facts = [Fact("held-out loss", "not measured", run.not_evaluated)]
+    else:
+        sentence += _moved("the held-out loss", before, after, ".3f")
+        losses = f"{number_text(before, '.3f')} → {number_text(after, '.3f')}"
+        facts = [Fact("held-out loss", losses, "nats per token")]
     if start is not None and end is not None:
         sentence += f" and {_moved('exact match', start.value, end.value, '.1%')}"
         shares = f"{number_text(start.value, '.1%')} → {number_text(end.value, '.1%')}"
@@ -112,7 +125,7 @@ def summary_section(run: RunRecord) -> Section:
         Fact("failed updates", number_text(number(run.summary.get("failed_updates")), ",d")),
     ]
     blocks: list[Block] = [Headline(f"{sentence}.{_others(run)}", tuple(facts))]
-    if after is None:
+    if after is None and not run.not_evaluated:
         blocks.append(Note("The last held-out loss is not a finite number: the training diverged.", "warning"))
     return Section("Summary", "summary", tuple(blocks))
 
@@ -289,8 +302,9 @@ def _privacy(run: RunRecord) -> Section:
         Fact("Differential privacy", "none"),
         Fact("Rows left out", json.dumps(removed) if removed else "none"),
     ]
+    where = "on machines of their own" if _scheme(run) == DEPLOYMENT else "which were simulated on one machine"
     note = (
-        "Rows stayed with their clients, which were simulated on one machine. Changes of an adapter can still "
+        f"Rows stayed with their clients, {where}. Changes of an adapter can still "
         "reveal what a client trained on: nothing was added to hide it."
     )
     return Section("Privacy", "privacy", (Text(note), Facts(tuple(facts))))

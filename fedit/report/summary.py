@@ -23,6 +23,8 @@ SHOWN_EXAMPLES = 3
 KEPT_EXAMPLES = 8
 """Those in ``summary.json`` and in the report."""
 
+NOTHING_MEASURED = "Nothing was measured: the server had no held-out rows."
+
 T = TypeVar("T")
 
 PREFERENCES = ("dpo_loss", "preference_accuracy", "reward_margin")
@@ -54,7 +56,7 @@ class ArmResult:
 
     @property
     def evaluation(self) -> Event:
-        """The evaluation of the round that the arm's adapter is from."""
+        """The evaluation of the round that the arm's adapter is from; empty where nothing is measured."""
         return _evaluation(self.trained.events, self.trained.round)
 
 
@@ -62,7 +64,7 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
     """Return the content of ``summary.json``."""
     by_name = {result.name: result for result in results}
     before, after = by_name["base"].evaluation, by_name["federated"].evaluation
-    start, end = _mapping(before["per_category"]), _mapping(after["per_category"])
+    start, end = _mapping(before.get("per_category", {})), _mapping(after.get("per_category", {}))
     named = Counter(event["event"] for event in federated.events)
     waiting = [event["clients"] for event in federated.events if event["event"] == "under_way"]
     summary: dict[str, object] = {
@@ -79,7 +81,9 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out": {
             "before": _held_out(by_name["base"], before),
             "after": _held_out(by_name["federated"], after),
-        },
+        }
+        if job.held_out
+        else None,
         "per_category": {name: {"before": start[name], "after": end[name]} for name in start},
         "partition": {**job.statistics, "scheme": job.partition.scheme, "hash": job.partition.hash},
         "removed_rows": dict(job.partition.removed),
@@ -109,25 +113,27 @@ def write_summary(
     write_json(folder / COUNTS, held)
     if not any(counts.values()):
         counts = {client: {"rows": size} for client, size in sizes.items()}
-    curves = {r.name: _curve(r) for r in results if r.name != "base"}
-    base = {"base": _number(results[0].evaluation["loss"])}
-    categories = sorted(_mapping(results[0].evaluation["per_category"]))
     for suffix in ("png", "svg"):
         partition_figure(counts, folder / f"partition.{suffix}")
-        learning_curves(
-            curves,
-            folder / f"curves.{suffix}",
-            xlabel="training tokens",
-            ylabel="held-out loss (nats per token)",
-            reference=base,
-        )
-        if categories:
-            by_category = {c: {name: _curve(r, c) for name, r in _named(results)} for c in categories}
-            category_curves(
-                by_category, folder / f"categories.{suffix}", xlabel="training tokens", ylabel="held-out loss"
-            )
+        if job.held_out:
+            _draw_curves(folder, results, suffix)
     write_text(folder / "summary.md", _markdown(folder, job, results, summary))
     write_json(folder / "summary.json", dict(summary))
+
+
+def _draw_curves(folder: Path, results: Sequence[ArmResult], suffix: str) -> None:
+    """Draw held-out losses over training tokens, of all rows and of each category."""
+    learning_curves(
+        {name: _curve(result) for name, result in _named(results)},
+        folder / f"curves.{suffix}",
+        xlabel="training tokens",
+        ylabel="held-out loss (nats per token)",
+        reference={"base": _number(results[0].evaluation["loss"])},
+    )
+    if categories := sorted(_mapping(results[0].evaluation["per_category"])):
+        by_category = {c: {name: _curve(r, c) for name, r in _named(results)} for c in categories}
+        path = folder / f"categories.{suffix}"
+        category_curves(by_category, path, xlabel="training tokens", ylabel="held-out loss")
 
 
 def answered_examples(job: Job, results: Sequence[ArmResult]) -> list[tuple[Example, dict[str, tuple[str, bool]]]]:
@@ -167,8 +173,6 @@ def not_heard(summary: Mapping[str, object]) -> str:
 
 
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
-    held_out = _mapping(summary["held_out"])
-    before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
     lines = [
         f"# {folder.name}",
         "",
@@ -177,16 +181,13 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
         f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}",
         "",
-        f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
-        f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
-        f"{_number(after['perplexity']):.2f}; token accuracy {_number(before['token_accuracy']):.3f} → "
-        f"{_number(after['token_accuracy']):.3f}.",
+        _measured(summary),
         "",
         "![who holds what](partition.png)",
         "",
-        "![learning curves](curves.png)",
-        "",
     ]
+    if job.held_out:
+        lines += ["![learning curves](curves.png)", ""]
     categories = _mapping(summary["per_category"])
     if categories:
         lines += ["| category | loss before | loss after |", "|---|---:|---:|"]
@@ -213,6 +214,20 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         lines += [f"- expected: `{example.answer!r}`", ""]
     lines += [f"Next: `fedit chat {folder}`", ""]
     return "\n".join(lines)
+
+
+def _measured(summary: Mapping[str, object]) -> str:
+    """Return what held-out rows say, in words."""
+    if summary["held_out"] is None:
+        return NOTHING_MEASURED
+    held_out = _mapping(summary["held_out"])
+    before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
+    return (
+        f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
+        f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
+        f"{_number(after['perplexity']):.2f}; token accuracy {_number(before['token_accuracy']):.3f} → "
+        f"{_number(after['token_accuracy']):.3f}."
+    )
 
 
 def _simulated(summary: Mapping[str, object]) -> str:
@@ -245,9 +260,9 @@ def _held_out(result: ArmResult, evaluation: Event) -> dict[str, object]:
 
 
 def _evaluation(events: Sequence[Event], round: int) -> Event:
-    """Return the newest evaluation up to ``round``."""
+    """Return the newest evaluation up to ``round``; empty if there is none."""
     found = [e for e in events if e["event"] == "evaluation" and int(str(e["round"])) <= round]
-    return found[-1]
+    return found[-1] if found else {}
 
 
 def _named(results: Sequence[ArmResult]) -> list[tuple[str, ArmResult]]:

@@ -1,13 +1,17 @@
 """The engine of a deployment over sites in this process: same bits as a simulation, and every kind of trouble."""
 
 import json
+from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
 from loops import LoopLink
+from rich.console import Console
 from splitting import SITES, split, write_owned_rows
 
 from fedit import tensorfiles
+from fedit.cli.results import print_result
 from fedit.errors import RoundError
 from fedit.events import EventLog
 from fedit.flower.engine import SENDINGS, TENSORS, Flower
@@ -18,6 +22,8 @@ from fedit.flower.run import run_deployed
 from fedit.flower.site import SiteSettings, SiteWorker
 from fedit.launch import run
 from fedit.model.export import read_adapter
+from fedit.report.markdown import markdown
+from fedit.report.run_report import run_report
 
 
 @pytest.fixture
@@ -305,3 +311,155 @@ def test_a_broadcast_that_all_share_is_encoded_once(sites, data, tmp_path):
     for parcel in link.trained():
         by_round.setdefault(parcel.header["tasks"][0]["round"], []).append(next(iter(parcel.pieces.values())))
     assert all(all(piece is own[0] for piece in own) for own in by_round.values())
+
+
+# --- a run that goes on, and one that measures nothing ---
+
+
+class Killed(BaseException):
+    """What ends a run as a kill does."""
+
+
+def killed_in_round_2(sites, tmp_path, data):
+    def kill(event):
+        if event["event"] == "round" and event["round"] == 2:
+            raise Killed
+
+    link, config = sites
+    held_out = data.parent / "held-out.jsonl"
+    with pytest.raises(Killed):
+        run_deployed(config, tmp_path / "deployed", held_out, lambda c: flower(link, c), kill)
+
+
+def test_a_run_goes_on_with_a_quorum_and_takes_in_the_site_that_comes_later(sites, job, data, tmp_path):
+    sites = (sites[0], job(num_rounds=4))
+    killed_in_round_2(sites, tmp_path, data)
+    link, away, events = sites[0], SITES[0], []
+    link.offline.add(away)
+    real = link.send
+
+    def send(parcels):
+        if any(p.kind == "train" for p in parcels):
+            link.offline.clear()
+        return real(parcels)
+
+    link.send = send
+    started = link.time
+    records, failures = rounds(deployed(sites, tmp_path, data, events, deadline=20.0))
+    assert 20 < link.time - started < 60
+    assert [r["delivered"] for r in records] == [3, 2, 2, 3]
+    assert {f["reason"] for f in failures} == {f"site {away} is offline"}
+    told = {
+        (e["event"], e["site"]): None for e in events if "site" in e
+    }  # what was only told yet is written later
+    assert list(told) == [
+        ("site_back", SITES[1]),
+        ("site_back", SITES[2]),
+        ("site_late", away),
+        ("site_back", away),
+    ]
+
+
+def test_a_run_that_goes_on_waits_for_its_quorum(sites, job, data, tmp_path):
+    sites = (sites[0], job(min_clients=3))
+    killed_in_round_2(sites, tmp_path, data)
+    sites[0].offline.add(SITES[0])
+    with pytest.raises(RoundError, match="2 of 3 sites answered within 50 s"):
+        deployed(sites, tmp_path, data, deadline=5.0, quorum=3, joining=50.0)
+
+
+def test_a_round_waits_while_too_few_are_there_to_be_asked(sites, data, tmp_path):
+    link, _ = sites
+    events, gone = [], []
+    real = link.nodes
+
+    def nodes():
+        if len([e for e in events if e["event"] == "round"]) == 1:
+            link.time += 1.0
+            gone.append(link.time)
+        link.offline = set(SITES) if gone and link.time - gone[0] < 30 else set()
+        return real()
+
+    link.nodes = nodes
+    records, failures = rounds(deployed(sites, tmp_path, data, events, deadline=100.0))
+    assert gone[-1] - gone[0] > 30
+    assert [r["delivered"] for r in records] == [3, 3, 3]
+    assert not failures
+
+
+def test_a_site_that_was_not_there_at_the_beginning_is_left_out_and_shown(sites, data, tmp_path):
+    link, config = sites
+    link.offline.add(SITES[2])
+    events = []
+    real = link.send
+
+    def send(parcels):
+        if any(p.kind == "train" for p in parcels):
+            link.offline.clear()
+        return real(parcels)
+
+    link.send = send
+    result = run_deployed(
+        config,
+        tmp_path / "deployed",
+        data.parent / "held-out.jsonl",
+        lambda c: Flower(link, "first", c.model_dump(mode="json"), 2, clock=link.clock),
+        events.append,
+    )
+    assert [r["delivered"] for r in rounds(result)[0]] == [2, 2, 2]
+    (late,) = read_progress(tmp_path / "deployed").late
+    assert late.reason == "came when the run had begun, and takes no part in it"
+
+
+def test_a_server_without_rows_measures_nothing_and_says_so_everywhere(sites, data, tmp_path):
+    link, config = sites
+    events = []
+    folder = tmp_path / "deployed"
+    result = run_deployed(config, folder, None, lambda c: flower(link, c), events.append)
+    assert [e["event"] for e in events if e["event"] in ("evaluation", "evaluating", "not_evaluated")] == [
+        "not_evaluated"
+    ]
+    assert result.summary["held_out"] is None
+    assert result.summary["held_out_rows"] == 0
+    assert (folder / "adapter" / "adapter_config.json").is_file()
+    assert not (folder / "curves.png").exists()
+    assert "Nothing was measured: the server had no held-out rows." in (folder / "summary.md").read_text()
+    report = markdown(run_report(folder))
+    assert "was not measured: the server has no held-out rows" in report
+    assert "simulated on one machine" not in report
+    assert "diverged" not in report
+    assert read_progress(folder).unmeasured == "the server has no held-out rows"
+    screen = Console(file=StringIO(), width=200)
+    print_result(screen, result)
+    assert "Nothing was measured" in screen.file.getvalue()
+    assert "curves.png" not in screen.file.getvalue()
+
+
+def test_a_restarted_node_without_keys_is_known_by_what_it_says(sites, data, tmp_path):
+    link, _ = sites
+    real_nodes, events = link.nodes, []
+
+    def nodes():
+        if any(e["event"] == "round" for e in events) and "again" not in link.sites:
+            link.offline.add(SITES[0])
+            link.sites["again"] = link.sites[SITES[0]]
+        return [replace(node, name=str(node.node_id), registered=False) for node in real_nodes()]
+
+    link.nodes = nodes
+    records, failures = rounds(deployed(sites, tmp_path, data, events))
+    assert [r["delivered"] for r in records] == [3, 2, 3]
+    assert [f["reason"] for f in failures] == [f"site {SITES[0]} is offline"]
+    assert {e["site"] for e in events if "site" in e} == set(SITES)
+
+
+def test_many_clients_of_one_site_train_in_the_stacks_of_a_simulation(job, data, tmp_path):
+    expected = simulated(job, data, tmp_path / "simulated", stack_clients=2)
+    (data.parent / "ward.jsonl").write_text("".join((data.parent / f"{site}.jsonl").read_text() for site in SITES))
+    link = LoopLink({"ward": site_worker(data, tmp_path / "sites", "ward", client_by="site").answer})
+    config = job(stack_clients=2)
+    engine = Flower(link, "first", config.model_dump(mode="json"), 1, clock=link.clock, together=2)
+    held_out = data.parent / "held-out.jsonl"
+    result = run_deployed(config, tmp_path / "deployed", held_out, lambda c: engine, lambda event: None)
+    ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert [len(parcel.header["tasks"]) for parcel in link.trained()] == [1, 2] * 3
