@@ -177,7 +177,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
         f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}"
-        f"{_protected(summary)}",
+        f"{protected(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
         f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
@@ -228,7 +228,7 @@ def _privacy(events: Sequence[Event]) -> dict[str, object]:
     return {"privacy": {**promised, **last, "rounds": len(spent), "budget_spent": ended}}
 
 
-def _protected(summary: Mapping[str, object]) -> str:
+def protected(summary: Mapping[str, object]) -> str:
     """Return what was spent, in words; nothing where nothing was promised."""
     if "privacy" not in summary:
         return ""
