@@ -73,7 +73,8 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out_rows": len(job.held_out),
         **totals(federated.events),
         "adapter_round": federated.round,
-        "failed_updates": named["client_failed"],
+        # Where clients are private, who failed is withheld, and how many.
+        "failed_updates": None if job.config.privacy == "client" else named["client_failed"],
         "dropped_clients": named["client_dropped"],
         "left_under_way": sum(len(clients) for clients in waiting if isinstance(clients, list)),
         "held_out": {
@@ -176,7 +177,7 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}"
+        f"Failed updates: {'withheld' if summary['failed_updates'] is None else summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}"
         f"{protected(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
