@@ -171,13 +171,14 @@ def not_heard(summary: Mapping[str, object]) -> str:
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
+    failed = "withheld" if summary["failed_updates"] is None else summary["failed_updates"]
     lines = [
         f"# {folder.name}",
         "",
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {'withheld' if summary['failed_updates'] is None else summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}"
+        f"Failed updates: {failed}.{not_heard(summary)}{_simulated(summary)}"
         f"{protected(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
