@@ -73,14 +73,15 @@ def plan(
         print_json(found.as_dict())
         return
     out, own = console(), found.privacy
+    out.soft_wrap = True
     ends = "" if found.affords is None else f"; the limit {own['max_epsilon']} ends them after {found.affords}"
     out.print(
         f"{found.rounds} rounds spend epsilon {_shown(found.epsilon.value)} at delta {own['delta']:.3g}{ends}"
     )
-    out.print(f"  {_shown(found.epsilon.rdp)} by the looser accountant (RDP)", soft_wrap=True)
-    out.print(f"  neighbours: {own['neighbours']}; {own['reason']}", soft_wrap=True)
+    out.print(f"  {_shown(found.epsilon.rdp)} by the looser accountant (RDP)")
+    out.print(f"  neighbours: {own['neighbours']}; {own['reason']}")
     expected, noise = own["expected_cohort"], own["noise_multiplier"]
-    out.print(f"noise of {noise:.4g} clip norms on the sum of {expected:.4g} expected clients", soft_wrap=True)
+    out.print(f"noise of {noise:.4g} clip norms on the sum of {expected:.4g} expected clients")
     out.print(
         f"  on each of {found.parameters:,} numbers of the mean: standard deviation {found.noise_std:.3g}",
         soft_wrap=True,
@@ -90,7 +91,7 @@ def plan(
         soft_wrap=True,
     )
     for line in found.advice:
-        out.print(f"- {line}", soft_wrap=True)
+        out.print(f"- {line}")
 
 
 @app.command("report", epilog="Example: fedit privacy report runs/first")
@@ -104,17 +105,18 @@ def report(folder: RunDir, as_json: AsJson = False) -> None:
         print_json(found.as_dict())
         return
     out = console()
-    out.print(found.opening, soft_wrap=True)
-    out.print("\nAgainst whom", soft_wrap=True)
+    out.soft_wrap = True
+    out.print(found.opening)
+    out.print("\nAgainst whom")
     for line in THREATS:
-        out.print(f"- {line}", soft_wrap=True)
-    out.print("\nGuarantees", soft_wrap=True)
+        out.print(f"- {line}")
+    out.print("\nGuarantees")
     for name, value, detail in found.guarantees:
-        out.print(f"- {name}: {value}{f' ({detail})' if detail else ''}", soft_wrap=True)
+        out.print(f"- {name}: {value}{f' ({detail})' if detail else ''}")
     if found.unprotected:
-        out.print("\nNot protected", soft_wrap=True)
+        out.print("\nNot protected")
         for line in found.unprotected:
-            out.print(f"- {line}", soft_wrap=True)
+            out.print(f"- {line}")
 
 
 def _print_spent(noise: float, spent: "Epsilon", delta: float, as_json: bool) -> None:

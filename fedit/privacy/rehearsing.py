@@ -35,8 +35,8 @@ def refuse_single_updates(strategy: Strategy) -> None:
     except SealedUpdates as error:
         raise ConfigError(
             f"strategy '{type(strategy).__name__}' reads single updates, and privacy=client shows only their "
-            "noised sum. Take one that needs the mean alone (central DP in: fedit list strategies), such as fedit, "
-            "ffa_lora or fedsvd."
+            "noised sum. Take one that needs the mean alone (central DP in: fedit list strategies), such as "
+            "fedit, ffa_lora or fedsvd."
         ) from error
     except FeditError:
         return
