@@ -20,6 +20,7 @@ HEAVY = (
     "huggingface_hub",
     "gguf",
     "openai",
+    "dp_accounting",
 )
 FENCES = {
     "flwr": ("flower/",),
@@ -29,6 +30,7 @@ FENCES = {
     "langdetect": ("evaluation/constraints/language.py",),
     "gguf": ("model/gguf.py", "model/wheel.py"),
     "openai": ("judging/endpoint.py",),
+    "dp_accounting": ("privacy/accounting.py",),
     "pickle": (),
     "dill": (),
     "cloudpickle": (),

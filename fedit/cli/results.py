@@ -14,6 +14,7 @@ from fedit.report.summary import (
     PREFERENCES,
     SHOWN_EXAMPLES,
     not_heard,
+    protected,
     spread,
     traffic_text,
 )
@@ -108,6 +109,8 @@ def _print_totals(console: Console, folder: Path, summary: Mapping[str, object])
         highlight=False,
         soft_wrap=True,
     )
+    if said := protected(summary):
+        console.print(f"{said.strip()} fedit privacy report {folder}", highlight=False, soft_wrap=True)
     for what, name in (
         ("report", "report.html"),
         ("summary", "summary.md"),

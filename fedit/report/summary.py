@@ -75,7 +75,8 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out_rows": len(job.held_out),
         **totals(federated.events),
         "adapter_round": federated.round,
-        "failed_updates": named["client_failed"],
+        # Where clients are private, who failed is withheld, and how many.
+        "failed_updates": None if job.config.privacy == "client" else named["client_failed"],
         "dropped_clients": named["client_dropped"],
         "left_under_way": sum(len(clients) for clients in waiting if isinstance(clients, list)),
         "held_out": {
@@ -85,6 +86,7 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         if job.held_out
         else None,
         "per_category": {name: {"before": start[name], "after": end[name]} for name in start},
+        **_privacy(federated.events),
         "partition": {**job.statistics, "scheme": job.partition.scheme, "hash": job.partition.hash},
         "removed_rows": dict(job.partition.removed),
     }
@@ -173,13 +175,15 @@ def not_heard(summary: Mapping[str, object]) -> str:
 
 
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
+    failed = "withheld" if summary["failed_updates"] is None else summary["failed_updates"]
     lines = [
         f"# {folder.name}",
         "",
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}",
+        f"Failed updates: {failed}.{not_heard(summary)}{_simulated(summary)}"
+        f"{protected(summary)}",
         "",
         _measured(summary),
         "",
@@ -228,6 +232,27 @@ def _measured(summary: Mapping[str, object]) -> str:
         f"{_number(after['perplexity']):.2f}; token accuracy {_number(before['token_accuracy']):.3f} → "
         f"{_number(after['token_accuracy']):.3f}."
     )
+
+
+def _privacy(events: Sequence[Event]) -> dict[str, object]:
+    """Return what was promised to clients and what has been spent; nothing where nothing was promised."""
+    promised = next((event["privacy"] for event in events if "privacy" in event), None)
+    if not isinstance(promised, dict):
+        return {}
+    spent = [event for event in events if event["event"] == "round" and "epsilon" in event]
+    ended = any(event["event"] == "budget_spent" for event in events)
+    last = {name: spent[-1][name] for name in ("epsilon", "epsilon_rdp")} if spent else {}
+    return {"privacy": {**promised, **last, "rounds": len(spent), "budget_spent": ended}}
+
+
+def protected(summary: Mapping[str, object]) -> str:
+    """Return what was spent, in words; nothing where nothing was promised."""
+    if "privacy" not in summary:
+        return ""
+    own = _mapping(summary["privacy"])
+    epsilon = own.get("epsilon", 0.0)
+    shown = "unbounded" if epsilon is None else f"{_number(epsilon):.3g}"
+    return f" Spent on every client: epsilon {shown} at delta {_number(own['delta']):.3g}."
 
 
 def _simulated(summary: Mapping[str, object]) -> str:
