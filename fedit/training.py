@@ -62,6 +62,11 @@ class Progress:
         """Means of what the objective measures."""
         return {name: value / max(self.counted, 1) for name, value in self.sums.items()}
 
+    def as_event(self) -> dict[str, float]:
+        """Return what is shown of it while it goes on; nothing of batches that were not counted."""
+        shown = {"tokens": self.tokens, "loss": self.loss} if self.counted else {}
+        return {"step": self.steps, **shown}
+
     def add(self, more: "Progress") -> None:
         """Count what was done after this."""
         self.steps += more.steps
