@@ -62,10 +62,10 @@ class Progress:
         """Means of what the objective measures."""
         return {name: value / max(self.counted, 1) for name, value in self.sums.items()}
 
-    def as_event(self) -> dict[str, float]:
+    def as_event(self) -> dict[str, object]:
         """Return what is shown of it while it goes on; nothing of batches that were not counted."""
-        shown = {"tokens": self.tokens, "loss": self.loss} if self.counted else {}
-        return {"step": self.steps, **shown}
+        shown = {"step": self.steps, "tokens": self.tokens, "loss": self.loss}
+        return dict(shown) if self.counted else {"step": self.steps}
 
     def add(self, more: "Progress") -> None:
         """Count what was done after this."""

@@ -86,6 +86,8 @@ class AdaptedModel:
         self._adapted_modules = self._watch_modules() if self.kind.factors else {}
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # LLM.int8 (arXiv:2208.07339) decides over all rows of a product which inputs it leaves at full precision.
+        self._couples_rows = any(type(module).__name__ == "Linear8bitLt" for module in base.model.modules())
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
         # A learnt prefix stands before every row: rows on one line would share it.
         self.packs = tuning != "prefix" and self._can_pack()
@@ -212,6 +214,8 @@ class AdaptedModel:
         apart:    whether the passes tell examples apart, so that no prompt's beginning is shared.
         """
         most = self.tokens_per_pass
+        if apart and self._couples_rows:
+            most_rows = 1
         if self.fast is None:
             lengths = [len(row.ids) for row in rows]
             units = _units(lengths, together, padded=not self.packs)
@@ -251,8 +255,9 @@ class AdaptedModel:
             return found
         rows = [row for own in examples for row in own]
         batch = collate(rows, packed=self.packs).to(self.device)
-        lengths = [len(row.ids) if self.packs else batch.ids.shape[1] for row in rows]
-        places = Examples.of_rows(lengths, [len(own) for own in examples], self.device)
+        width = batch.ids.shape[1]
+        lengths = [sum(len(row.ids) if self.packs else width for row in own) for own in examples]
+        places = Examples(lengths, [len(examples)], self.device)
         with self._recorder.into(found, places):  # the backward pass may compute layers again
             loss(self._score(batch)[0]).backward()
         return found

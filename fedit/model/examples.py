@@ -6,7 +6,6 @@ dB = s g_tᵀ (x_t Aᵀ) and dA = s (g_t B)ᵀ x_t (rank * (in + out) numbers), 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,51 +20,42 @@ _SLACK = 1 - 1e-6
 class Examples:
     """Where each example's rows lie in a pass, one after the other without gaps.
 
-    bounds: (first row, end) of every example; counts: how many of them each client has, in their order.
+    lengths: rows of every example; counts: how many examples each client has, in their order.
+    padded:  multiply all at once, as batches filled up with zeros; None: except on a CPU, which such copies would
+             cost as much as the products.
     """
 
-    def __init__(self, bounds: Sequence[tuple[int, int]], counts: Sequence[int], device: torch.device) -> None:
-        self._counts = list(counts)
-        self._lengths = [end - start for start, end in bounds]
-        self.rows = sum(self._lengths)
-        if device.type == "cpu":
-            return
-        # Places of a batch (examples, longest) that hold no row read a row of zeros behind the last one.
-        longest = max(self._lengths)
-        steps = torch.arange(longest)
-        starts, lengths = (torch.tensor(v).unsqueeze(1) for v in ([a for a, _ in bounds], self._lengths))
-        self._places = torch.where(steps < lengths, starts + steps, self.rows).to(device)
-
-    @classmethod
-    def of_rows(cls, lengths: Sequence[int], sizes: Sequence[int], device: torch.device) -> "Examples":
-        """Return the examples of one client from the lengths of their rows; sizes: rows of each example."""
-        ends = [0]
-        for length in lengths:
-            ends.append(ends[-1] + length)
-        first = [0]
-        for size in sizes:
-            first.append(first[-1] + size)
-        return cls([(ends[a], ends[b]) for a, b in pairwise(first)], [len(sizes)], device)
+    def __init__(
+        self, lengths: Sequence[int], counts: Sequence[int], device: torch.device, *, padded: bool | None = None
+    ) -> None:
+        self._lengths, self._counts = list(lengths), list(counts)
+        self.rows = sum(lengths)
+        self._places: Tensor | None = None
+        if device.type != "cpu" if padded is None else padded:
+            ends = torch.tensor(self._lengths).cumsum(0).unsqueeze(1)
+            places = (ends - torch.tensor(self._lengths).unsqueeze(1)) + torch.arange(max(lengths))
+            # A place that holds no row reads a row of zeros behind the last one.
+            self._places = places.where(places < ends, self.rows).to(device)
 
     def outer(self, one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
         """Return per client oneᵀ other of each of its examples, (examples, n, m).
 
         one, other: (rows, n) and (rows, m), in the order of the pass.
         """
-        if one.is_cuda:
-            found = torch.bmm(self._batch(one).transpose(1, 2), self._batch(other))
+        if self._places is not None:
+            found = torch.bmm(_batch(one, self._places).transpose(1, 2), _batch(other, self._places))
         else:
-            # Slices, not padded batches: their copies would cost a CPU as much as the products.
             found = one.new_empty(len(self._lengths), one.shape[1], other.shape[1])
             parts = zip(found, one.split(self._lengths), other.split(self._lengths), strict=True)
             for out, left, right in parts:
                 torch.mm(left.T, right, out=out)
-        return found.split(self._counts)
+        return tuple(found.split(self._counts))
 
-    def _batch(self, x: Tensor) -> Tensor:
-        """Return rows (rows, width) as (examples, longest, width), zero where an example has none."""
-        with_zeros = torch.cat([x, x.new_zeros(1, x.shape[1])])
-        return with_zeros.index_select(0, self._places.flatten()).view(*self._places.shape, x.shape[1])
+
+def _batch(x: Tensor, places: Tensor) -> Tensor:
+    """Return rows (rows, width) as (examples, longest, width), zero where an example has none."""
+    with_zeros = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return with_zeros.index_select(0, places.flatten()).view(*places.shape, x.shape[1])
 
 
 class ExampleGradients:

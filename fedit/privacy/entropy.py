@@ -35,7 +35,7 @@ class Entropy:
 
     def coins(self, count: int, rate: float) -> list[int]:
         """Return which of ``count`` coins show heads, each with probability ``rate`` on its own."""
-        return (self._numbers(count) < rate * 2.0**_BITS).nonzero().squeeze(1).tolist()  # type: ignore[no-any-return]
+        return (self._numbers(count) < rate * 2.0**_BITS).nonzero().squeeze(1).tolist()
 
     def add_normal(self, tensors: Sequence[Tensor], std: float) -> None:
         """Add independent Gaussian noise to contiguous tensors in place, by Box and Muller in float64."""

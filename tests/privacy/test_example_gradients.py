@@ -8,6 +8,10 @@ from tiny import make_rows, random_adapter
 from torch import nn
 
 from fedit.errors import ModelError
+from fedit.model.adapted import AdaptedModel
+from fedit.model.examples import Examples
+from fedit.model.loading import load_base
+from fedit.model.sources import resolve_model
 from fedit.objectives import SupervisedTuning
 
 pytestmark = pytest.mark.usefixtures("float64_softmax")
@@ -73,3 +77,64 @@ def test_they_are_those_of_autograd_one_example_at_a_time(adapted, model_folder,
         if precision == torch.float64 and model.fast is not None:
             float64_norms(oracle)
         assert_each(from_one_pass(model, rows), one_at_a_time(oracle, rows), tolerance)
+
+
+def test_products_of_padded_batches_are_those_of_slices():
+    """A GPU multiplies all examples at once; here on the CPU, with an example that has nothing."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, counts = [3, 0, 5, 1], [3, 1]
+    one, other = (torch.randn(9, width, generator=generator, dtype=torch.float64) for width in (2, 4))
+    results = [
+        Examples(lengths, counts, torch.device("cpu"), padded=padded).outer(one, other) for padded in (False, True)
+    ]
+    assert [len(own) for own in results[0]] == counts
+    for slices, padded in zip(*results, strict=True):
+        torch.testing.assert_close(slices, padded, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"fast_path": False}])
+def test_with_dropout_and_a_ledger_they_add_up_to_the_gradient(adapted, options):
+    """Of the same rows, which drop the same inputs."""
+    model = adapted("llama", targets="all-linear", dropout=0.3, **options)
+    model.load(random_adapter(model, 1), ledger=random_adapter(model, 2))
+    rows = make_rows(LENGTHS)
+    torch.manual_seed(5)
+    found = from_one_pass(model, rows)
+    model.parameters.train(list(model.parameters))
+    model.train_mode(True)
+    torch.manual_seed(5)
+    SUPERVISED.losses(model.log_probabilities(model.collate(rows)), rows).sum().backward()
+    model.train_mode(False)
+    expected = {name: parameter.grad for name, parameter in model.parameters.items()}
+    assert distance({name: own.sum(0) for name, own in found.of.items()}, expected) < 1e-10
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_over_a_quantised_base_they_add_up_to_the_gradient(model_folder, bits):
+    pytest.importorskip("bitsandbytes")
+    base = load_base(resolve_model(str(model_folder("llama"))), device="cpu", dtype="fp32", bits=bits)
+    model = AdaptedModel(base, rank=4, alpha=8, targets="all-linear")
+    assert (model.fast is not None) == (bits == 4)
+    model.load(random_adapter(model, 1))
+    rows = make_rows(LENGTHS)
+    found = from_one_pass(model, rows)
+    model.parameters.train(list(model.parameters))
+    model.train_mode(True)
+    SUPERVISED.losses(model.log_probabilities(model.collate(rows)), rows).sum().backward()
+    model.train_mode(False)
+    expected = {name: parameter.grad for name, parameter in model.parameters.items()}
+    assert distance({name: own.sum(0) for name, own in found.of.items()}, expected) < 1e-5
+    # With 8 bits rows of a pass count in each other's products, so that every example needs a pass of its own.
+    assert len(model.passes(rows, None, apart=True)) == (len(rows) if bits == 8 else 1)
+
+
+def test_a_layer_that_does_not_see_every_token_once_is_refused(adapted):
+    """As experts do, to which only some tokens are sent."""
+    model = adapted("gpt2")
+    model.load(random_adapter(model, 1))
+    rows = make_rows(LENGTHS)
+    model.example_gradients([row.rows for row in rows], lambda scores: scores.sum())
+    block = model.base.model.transformer.h[0]
+    block.register_forward_pre_hook(lambda module, args: (torch.cat([args[0], args[0][:, :1]], dim=1), *args[1:]))
+    with pytest.raises(ModelError, match="does not see every token once"):
+        model.example_gradients([row.rows for row in rows], lambda scores: scores.sum())

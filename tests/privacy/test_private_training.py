@@ -44,9 +44,9 @@ def job(model, training, key=KEY, rows=None, **changes):
     return LocalJob(**values)
 
 
-def drawn(training, key=KEY, count=len(SIZES)):
+def drawn(training):
     """Return the batches that a job with this key takes."""
-    steps = PrivateSteps(training, count, Entropy(key))
+    steps = PrivateSteps(training, len(SIZES), Entropy(KEY))
     return [steps.batch() for _ in range(training.steps)]
 
 
@@ -164,7 +164,9 @@ def test_a_pair_is_one_example(adapted):
     training = replace(PLAIN, example_clip=math.inf, objective="dpo")
     found = step_gradient(model, adapter, pairs, training)
     model.parameters.train(list(adapter))
-    gradients.accumulate(model, pairs, 2, 0, objective=Optimisation(job(model, training), model.parameters).objective)
+    gradients.accumulate(
+        model, pairs, 2, 0, objective=Optimisation(job(model, training), model.parameters).objective
+    )
     assert_close(found, {name: p.grad for name, p in model.parameters.items()}, 1e-11)
     clipped = step_gradient(model, adapter, pairs, replace(training, example_clip=1e-3))
     assert tensors.norm(clipped) <= 1e-3
@@ -239,7 +241,7 @@ def test_noise_goes_on_factors_and_from_there_to_what_they_stand_for(adapted):
 
 
 def test_every_example_joins_a_step_on_its_own():
-    """Frequencies of single examples and of pairs of them, and the sizes' spread, are those of independent coins."""
+    """Frequencies of examples and of pairs of them, and the sizes' spread, are those of independent coins."""
     training = replace(PLAIN, example_clip=1.0, batch_size=5)
     count, draws = 20, 4000
     steps = PrivateSteps(training, count, Entropy(KEY))

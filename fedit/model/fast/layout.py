@@ -47,8 +47,8 @@ class Layout:
     targets:        int64 (targets,), those next tokens.
     row_of_target:  int64 (targets,), which of the given rows (clients one after the other) a target belongs to.
     tokens:         real tokens of the rows, shared prefixes counted for every row.
-    examples, target_examples: (start, end) of each example's computed tokens and targets, where they are told
-                    apart; counts: how many of them each client has.
+    examples, target_examples: how many computed tokens and targets each example has, where they are told apart;
+                    counts: how many of them each client has.
     """
 
     ids: Tensor
@@ -64,8 +64,8 @@ class Layout:
     targets: Tensor
     row_of_target: Tensor
     tokens: int
-    examples: tuple[tuple[int, int], ...] = ()
-    target_examples: tuple[tuple[int, int], ...] = ()
+    examples: tuple[int, ...] = ()
+    target_examples: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Layout":
@@ -137,8 +137,8 @@ def lay_out_examples(
         apart,
         spans=tuple((apart.spans[a][0], apart.spans[b - 1][1]) for a, b in places),
         target_spans=tuple((apart.target_spans[a][0], apart.target_spans[b - 1][1]) for a, b in places),
-        examples=apart.spans,
-        target_examples=apart.target_spans,
+        examples=tuple(end - start for start, end in apart.spans),
+        target_examples=tuple(end - start for start, end in apart.target_spans),
         counts=tuple(len(examples) for examples in clients),
     )
 

@@ -219,7 +219,7 @@ def backward(
     return dx
 
 
-def _outputs_products(dy: Tensor, u: Tensor, spans: Spans, scales: Tensor | float) -> Sequence[Tensor]:
+def _outputs_products(dy: Tensor, u: Tensor, spans: Spans, scales: Tensor | float) -> Tensor | list[Tensor]:
     """Return per client the gradient of B (out, rank), or those of its examples (examples, out, rank).
 
     dy: of the outputs (clients, longest, out); u: the inputs times A.
@@ -234,7 +234,7 @@ def _outputs_products(dy: Tensor, u: Tensor, spans: Spans, scales: Tensor | floa
     return _precise(torch.bmm(u.transpose(1, 2), dy).transpose(1, 2)) * scales
 
 
-def _inputs_products(du: Tensor, x: Tensor, spans: Spans) -> Sequence[Tensor]:
+def _inputs_products(du: Tensor, x: Tensor, spans: Spans) -> Tensor | list[Tensor]:
     """Return per client the gradient of A (rank, in), or those of its examples (examples, rank, in)."""
     if spans.examples is not None:
         return [_precise(own) for own in spans.examples.outer(spans.rows(du), spans.rows(x))]
