@@ -1,8 +1,8 @@
-"""DP-SGD on LoRA by Opacus over transformers and PEFT: the loop that its tutorials write, one logical batch of all rows.
+"""DP-SGD on LoRA by Opacus over transformers and PEFT: the loop of its tutorials, one logical batch of all rows.
 
 Modes: "hooks" materialises per-example gradients, "ghost" finds their norms and runs a second backward pass over
-the weighted losses, "plain" is the same loop without privacy. A row's loss is the mean over its own answer; rows of
-like lengths share a physical batch, padded on the right.
+the weighted losses, "plain" is the same loop without privacy. A row's loss is the mean over its own answer; rows
+of like lengths share a physical batch, padded on the right.
 """
 
 import warnings

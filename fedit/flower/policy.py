@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self, get_args
+from typing import Annotated, Self, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -166,12 +166,7 @@ class Policy(BaseModel):
         yield from _not_among("objectives", self.objectives, "objective", config.objective)
         yield from self._ranks(config)
         yield from self._hidden_weights(config)
-        if self.min_noise_multiplier > 0:
-            yield _sentence(
-                "min_noise_multiplier",
-                "the job adds no noise to what clients send",
-                f"at least {self.min_noise_multiplier:g}",
-            )
+        yield from self._noise(config, training)
         yield from _above("max_rounds", self.max_rounds, "num_rounds", config.num_rounds)
         yield from _above("max_steps", self.max_steps, "personal_steps", config.personal_steps)
         yield from self._steps(config, _training_of(config), num_rows, num_tokens)
@@ -209,6 +204,24 @@ class Policy(BaseModel):
                 f"the job has weighting={_short(config.weighting)}, which tells {told}",
                 "weighting='uniform'",
             )
+
+    def _noise(self, config: RunConfig, training: LocalTraining | None) -> Iterator[str]:
+        """Yield whether training would be less private than this site wants, or than the job says it is."""
+        rule, wanted = "min_noise_multiplier", f"at least {self.min_noise_multiplier:g}"
+        if config.privacy != "example":  # noise of the server's is none that a site could see
+            if self.min_noise_multiplier > 0:
+                yield _sentence(rule, "the job adds no noise to what clients send", wanted)
+            return
+        # A job that gives an epsilon tells the noise in its tasks.
+        noise, clip = config.privacy_options.get("noise_multiplier", math.inf), None
+        if training is not None:
+            noise, clip = training.example_noise, training.example_clip
+            if not _is_number(clip) or not _is_number(noise) or clip <= 0 or noise < 0:
+                found = f"the task has example_clip={_short(clip)} and example_noise={_short(noise)}"
+                yield _sentence("privacy", found, "numbers, since the job has privacy='example'")
+                return
+        if _is_number(noise) and noise < self.min_noise_multiplier:
+            yield _sentence(rule, f"the noise multiplier is {_short(noise)}", wanted)
 
     def _task(
         self, config: RunConfig, training: LocalTraining, num_rows: int | None, num_tokens: int | None
@@ -294,6 +307,10 @@ def _not_among(rule: str, allowed: list[str], name: str, value: str, what: str =
 def _above(rule: str, most: int, name: str, value: int, what: str = "job") -> Iterator[str]:
     if value > most:
         yield _sentence(rule, f"the {what} has {name}={_short(value)}", f"at most {most}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _texts(value: object) -> Iterator[str]:
