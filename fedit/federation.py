@@ -1,7 +1,8 @@
 """One arm of a run: a federation of some clients, from its last checkpoint to its end."""
 
+import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from fedit.compute import Compute
 from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
+from fedit.engines.private import PrivateClients
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
+from fedit.privacy.example import ExampleLevel
+from fedit.privacy.ledger import FILE as LEDGER_FILE
+from fedit.privacy.ledger import Ledger
 from fedit.rounds import RoundRecord, left_under_way, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
@@ -56,6 +61,10 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             seed=job.config.seed,
             transforms=arm.transforms,
         )
+    ledger = None
+    if job.example_level is not None:
+        ledger = _ledger(job.example_level, job.sizes, folder, log)
+        engine = PrivateClients(engine, arm.strategy, job.example_level, ledger)
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
@@ -82,6 +91,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
     _log_under_way(server, engine, arm, log)
+    if ledger is not None:
+        _log_spent(ledger, server, log)
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
@@ -207,6 +218,33 @@ def _log_under_way(server: ServerState, engine: Engine, arm: Arm, log: EventLog)
     if left.clients:
         fields = {"bytes_down": left.bytes_down, "raw_bytes_down": left.raw_bytes_down}
         log.write("under_way", server.round, clients=left.clients, **fields)
+
+
+def _ledger(level: ExampleLevel, sizes: Mapping[str, int], folder: Path, log: EventLog) -> Ledger:
+    """Return the ledger of an arm whose clients' examples are protected, with an entry a client.
+
+    Raises:
+        RunFolderError: it has lost what earlier rounds spent.
+    """
+    ledger = Ledger(folder / LEDGER_FILE, level.delta_for(max(sizes.values())))
+    steps: dict[str, int] = {}
+    for event in log.read():
+        if event["event"] == "client":
+            client = str(event["client"])
+            steps[client] = steps.get(client, 0) + round(_number(event.get("steps", 0)))
+    for client, known in steps.items():
+        ledger.refuse_lost(known, client)
+    return ledger
+
+
+def _log_spent(ledger: Ledger, server: ServerState, log: EventLog) -> None:
+    """Write once what the rounds have spent: of the client whose examples it cost most."""
+    if any(event["event"] == "privacy_spent" for event in log.history()):
+        return
+    most = ledger.most()
+    # Without noise it is infinite, which JSON has no number for.
+    spent = {"epsilon": most.value, "epsilon_rdp": most.rdp} if math.isfinite(most.value) else {}
+    log.write("privacy_spent", server.round, delta=ledger.delta, clients=len(ledger.units()), **spent)
 
 
 def _attack(job: Job, arm: Arm) -> dict[str, object]:

@@ -25,6 +25,7 @@ from fedit.model.sources import ModelSource
 from fedit.objectives import Learnt, rows_of
 from fedit.privacy import build_privacy
 from fedit.privacy.example import ExampleLevel
+from fedit.privacy.spending import noise_of
 from fedit.ranks import ranks_of_clients
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -224,12 +225,10 @@ class Job:
     @cached_property
     def example_noise(self) -> float:
         """The noise multiplier of clients' steps: the one given, or what the given epsilon takes."""
-        level = self.example_level
-        if level is None:
+        if self.example_level is None:
             return 0.0
-        if level.noise_multiplier is not None:
-            return level.noise_multiplier
-        raise NotImplementedError
+        how = self.training(example_noise=0.0)
+        return noise_of(self.example_level, self.strategy, how, self.sizes.values(), self.config.num_rounds)
 
     def training(self, **changes: object) -> LocalTraining:
         """Return how clients train, with ``changes``."""
@@ -258,8 +257,8 @@ class Job:
             "example_clip": self.example_level.clip_norm if self.example_level else None,
             **changes,
         }
-        if self.example_level is not None:
-            fields.setdefault("example_noise", self.example_noise)
+        if self.example_level is not None and "example_noise" not in fields:
+            fields["example_noise"] = self.example_noise
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
 
 

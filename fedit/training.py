@@ -18,7 +18,7 @@ from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
 from fedit.objectives import Learnt, Objective, num_supervised, num_tokens, objective_of, rows_of
 from fedit.optimizer import LocalOptimizer
-from fedit.privacy.entropy import Entropy
+from fedit.privacy.keystream import Keystream
 from fedit.privacy.steps import PrivateSteps, steps_of
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
@@ -109,7 +109,7 @@ class LocalJob:
     factors:         parameters -> the factors that the model runs, differentiable; None: they are the same.
     scale:           that the model multiplies B A by; None: its own at that rank.
     correct_after:   (parameters, learning rate) -> None, changes parameters after a step.
-    entropy:         where private training takes batches and noise from; None: fresh.
+    keystream:         where private training takes batches and noise from; None: fresh.
     """
 
     rows: Sequence[Learnt]
@@ -124,7 +124,7 @@ class LocalJob:
     factors: Factors | None = None
     scale: float | None = None
     correct_after: Callable[[Mapping[str, Tensor], float], None] | None = None
-    entropy: Entropy | None = None
+    keystream: Keystream | None = None
 
 
 class Optimisation:
@@ -144,7 +144,7 @@ class Optimisation:
         self._chosen: list[int] = []
         self.private: PrivateSteps | None = None
         if training.example_clip is not None:
-            self.private = PrivateSteps(training, len(job.rows), job.entropy or Entropy())
+            self.private = PrivateSteps(training, len(job.rows), job.keystream or Keystream())
 
     @property
     def _done(self) -> int:

@@ -13,7 +13,7 @@ from fedit.data.pairs import PairRow
 from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
 from fedit.objectives import Learnt, reference_gaps
-from fedit.privacy.entropy import Entropy
+from fedit.privacy.keystream import Keystream
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -59,12 +59,12 @@ class Worker:
         store: ClientStore | None = None,
         crew: Crew | None = None,
         describe: Callable[[str, int], ClientInfo] = ClientInfo,
-        entropy: Callable[[], Entropy] = Entropy,
+        keystream: Callable[[], Keystream] = Keystream,
     ) -> None:
         """Take the model, the clients' rows and the algorithm.
 
         describe: (client, number of rows) -> what the server knows of it.
-        entropy:  where private training takes batches and noise from; a test gives one it knows.
+        keystream:  where private training takes batches and noise from; a test gives one it knows.
         """
         self._trainer = Trainer(model, crew)
         self._model = model
@@ -75,7 +75,7 @@ class Worker:
         self._transforms = transforms
         self._store = store or ClientStore()
         self._describe = describe
-        self._entropy = entropy
+        self._keystream = keystream
 
     def clients(self) -> list[ClientInfo]:
         """Return the clients whose data is here, in the order of their ids."""
@@ -235,7 +235,7 @@ class Worker:
             correct_after=after,
             factors=self._strategy.factors if self._strategy.composes else None,
             scale=task.broadcast.scale if phase.scale is None else phase.scale,
-            entropy=None if task.training.example_clip is None else self._entropy(),
+            keystream=None if task.training.example_clip is None else self._keystream(),
         )
         return job, adapter
 

@@ -196,8 +196,11 @@ class Policy(BaseModel):
         yield from _above("max_rank", self.max_rank, "client_ranks", max(config.own_ranks(), default=0))
 
     def _hidden_weights(self, config: RunConfig) -> Iterator[str]:
-        """Yield whether an update's weight would tell a number that may not leave."""
+        """Yield whether an update's weight, or an accountant, would be told a number that may not leave."""
         told = {"examples": "num_examples", "tokens": "supervised_tokens", "uniform": None}[config.weighting]
+        if config.privacy == "example" and not self.reports("num_examples"):
+            found = "the job has privacy='example', whose accountant needs num_examples"
+            yield _sentence("allow_statistics", found, "none that needs it")
         if told is not None and not self.reports(told):
             yield _sentence(
                 "allow_statistics",

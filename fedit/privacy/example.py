@@ -7,6 +7,7 @@ optimizer, what a strategy corrects and what the server makes of the updates, is
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fedit.errors import ConfigError
@@ -41,10 +42,17 @@ def refuse(config: "RunConfig") -> None:
     """Refuse settings under which something of an example would leave a client beside private steps.
 
     Raises:
-        ConfigError: all that is wrong.
+        ConfigError: all that is wrong, or the accountant is not installed.
     """
-    if config.privacy == "example" and (problems := list(_problems(config))):
+    if config.privacy != "example":
+        return
+    if problems := list(_problems(config)):
         raise ConfigError("; ".join(f"privacy=example {problem}" for problem in problems) + ".")
+    if find_spec("dp_accounting") is None:
+        raise ConfigError(
+            "privacy=example needs dp-accounting, which says what was spent; install it with: "
+            "pip install 'fedit[privacy]'"
+        )
 
 
 def _problems(config: "RunConfig") -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedit.privacy.entropy import Entropy
+from fedit.privacy.keystream import Keystream
 from fedit.types import LocalTraining
 
 
@@ -32,23 +32,23 @@ class PrivateSteps:
     clip_norm: that each example's gradient is clipped to.
     """
 
-    def __init__(self, training: LocalTraining, num_examples: int, entropy: Entropy) -> None:
+    def __init__(self, training: LocalTraining, num_examples: int, keystream: Keystream) -> None:
         if training.example_clip is None:
             raise ValueError("this training has no clip norm for examples")
         self.clip_norm = training.example_clip
-        self.dropout_seed = entropy.seed()
+        self.dropout_seed = keystream.seed()
         self._rate = sampling_rate(training.batch_size, num_examples)
         self._num_examples = num_examples
         self._noise = training.example_noise
-        self._entropy = entropy
+        self._keystream = keystream
 
     def batch(self) -> list[int]:
         """Return the examples of the next step, ascending; there may be none."""
-        return self._entropy.coins(self._num_examples, self._rate)
+        return self._keystream.coins(self._num_examples, self._rate)
 
     def finish(self, gradients: Sequence[Tensor]) -> None:
         """Turn sums of clipped gradients into the step's noisy mean, in place."""
         if self._noise > 0:
-            self._entropy.add_normal(gradients, self._noise * self.clip_norm)
+            self._keystream.add_normal(gradients, self._noise * self.clip_norm)
         for gradient in gradients:
             gradient.div_(self._rate * self._num_examples)

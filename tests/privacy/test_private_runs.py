@@ -14,7 +14,7 @@ from fedit.errors import ConfigError
 from fedit.launch import run
 from fedit.prepare import prepare
 from fedit.privacy import example
-from fedit.privacy.entropy import Entropy
+from fedit.privacy.keystream import Keystream
 from fedit.seeds import derive
 from fedit.strategies.fed_sb import FedSB
 from fedit.strategies.fedit import FedIT
@@ -36,14 +36,14 @@ def task(client, adapter, how=HOW):
 def keyed():
     """Return what gives every client of a worker a keystream of its own, the same each time."""
     numbers = iter(range(100))
-    return lambda: Entropy(bytes([next(numbers)]) * 32)
+    return lambda: Keystream(bytes([next(numbers)]) * 32)
 
 
 def test_clients_of_a_worker_are_private_together_and_tell_their_steps_alone(shared_model):
     adapter = random_adapter(shared_model, 1)
     tasks = [task(client, adapter) for client in ROWS]
-    together = Worker(shared_model, ROWS, FedIT(), seed=0, entropy=keyed()).train_together(tasks)
-    there = Worker(shared_model, ROWS, FedIT(), seed=0, entropy=keyed())
+    together = Worker(shared_model, ROWS, FedIT(), seed=0, keystream=keyed()).train_together(tasks)
+    there = Worker(shared_model, ROWS, FedIT(), seed=0, keystream=keyed())
     for update, own in zip(together, map(there.train, tasks), strict=True):
         assert dict(update.metrics) == {"steps": 3.0}
         for name, tensor in update.delta.items():

@@ -11,7 +11,7 @@ from fedit import gradients, tensors
 from fedit.data.pairs import PairRow
 from fedit.data.tokens import TokenRow
 from fedit.gradients import accumulate_clipped
-from fedit.privacy.entropy import Entropy
+from fedit.privacy.keystream import Keystream
 from fedit.privacy.steps import PrivateSteps, sampling_rate, steps_of
 from fedit.stacked import StackedTrainer
 from fedit.strategies.fed_sb import FedSB
@@ -38,7 +38,7 @@ def job(model, training, key=KEY, rows=None, **changes):
         "trainable": list(model.parameters),
         "optimizer_state": {},
         "correct": lambda params, grads: None,
-        "entropy": Entropy(key),
+        "keystream": Keystream(key),
         **changes,
     }
     return LocalJob(**values)
@@ -46,7 +46,7 @@ def job(model, training, key=KEY, rows=None, **changes):
 
 def drawn(training):
     """Return the batches that a job with this key takes."""
-    steps = PrivateSteps(training, len(SIZES), Entropy(KEY))
+    steps = PrivateSteps(training, len(SIZES), Keystream(KEY))
     return [steps.batch() for _ in range(training.steps)]
 
 
@@ -229,7 +229,7 @@ def test_noise_goes_on_factors_and_from_there_to_what_they_stand_for(adapted):
     model.load({name: t.detach() for name, t in made.items()})
     moving = [name for name, t in made.items() if t.requires_grad]
     model.parameters.train(moving)
-    steps = PrivateSteps(training, len(SIZES), Entropy(KEY))
+    steps = PrivateSteps(training, len(SIZES), Keystream(KEY))
     rows = make_rows(SIZES)
     accumulate_clipped(model, [rows[i] for i in steps.batch()], 9, 0, 0.5)
     steps.finish(model.parameters.trained_gradients())
@@ -244,7 +244,7 @@ def test_every_example_joins_a_step_on_its_own():
     """Frequencies of examples and of pairs of them, and the sizes' spread, are those of independent coins."""
     training = replace(PLAIN, example_clip=1.0, batch_size=5)
     count, draws = 20, 4000
-    steps = PrivateSteps(training, count, Entropy(KEY))
+    steps = PrivateSteps(training, count, Keystream(KEY))
     joined = torch.zeros(draws, count, dtype=torch.float64)
     for own in joined:
         own[steps.batch()] = 1
@@ -259,20 +259,20 @@ def test_every_example_joins_a_step_on_its_own():
 
 def test_a_small_client_uses_everything_and_epochs_become_steps():
     training = replace(PLAIN, example_clip=1.0, batch_size=8, steps=None, epochs=3)
-    assert PrivateSteps(training, 5, Entropy(KEY)).batch() == [0, 1, 2, 3, 4]
+    assert PrivateSteps(training, 5, Keystream(KEY)).batch() == [0, 1, 2, 3, 4]
     assert (steps_of(training, 5), steps_of(training, 17), steps_of(PLAIN, 17)) == (3, 9, 4)
 
 
 def test_nobody_draws_the_same_twice():
     """Fresh keys differ; one key repeats; and its keystream does not."""
-    fresh = [Entropy().seed() for _ in range(8)]
+    fresh = [Keystream().seed() for _ in range(8)]
     assert len(set(fresh)) == 8
-    one, two = Entropy(KEY), Entropy(KEY)
+    one, two = Keystream(KEY), Keystream(KEY)
     assert [one.seed() for _ in range(8)] == [two.seed() for _ in range(8)]
     assert len({one.seed() for _ in range(1000)}) == 1000
 
 
 def test_a_keystream_that_is_used_up_goes_on_under_a_new_key(monkeypatch):
-    monkeypatch.setattr("fedit.privacy.entropy._MOST", 96)
-    entropy = Entropy(KEY)
-    assert len({entropy.seed() for _ in range(100)}) == 100
+    monkeypatch.setattr("fedit.privacy.keystream._MOST", 96)
+    keystream = Keystream(KEY)
+    assert len({keystream.seed() for _ in range(100)}) == 100

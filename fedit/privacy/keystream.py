@@ -20,7 +20,7 @@ _BITS = 53
 """Random bits of a number: as many as float64 holds."""
 
 
-class Entropy:
+class Keystream:
     """One keystream; what was drawn is never drawn again. Give ``key`` in tests only.
 
     key: 32 bytes that give the same draws again; None: fresh ones of the operating system.
