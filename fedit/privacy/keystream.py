@@ -18,6 +18,9 @@ _CHUNK = 1 << 17
 """Numbers that are made at a time: a megabyte stays in a processor's cache."""
 _BITS = 53
 """Random bits of a number: as many as float64 holds."""
+_SUMMED = 4
+"""Draws that one number is the sum of: the last bits of a single one can tell what it was added to, and to undo
+the sum of several takes more work than anybody can do (arXiv:2107.10138, section 5)."""
 
 
 class Keystream:
@@ -38,13 +41,20 @@ class Keystream:
         return (self._numbers(count) < rate * 2.0**_BITS).nonzero().squeeze(1).tolist()
 
     def add_normal(self, tensors: Sequence[Tensor], std: float) -> None:
-        """Add independent Gaussian noise to contiguous tensors in place, by Box and Muller in float64."""
+        """Add independent Gaussian noise to contiguous tensors in place."""
         for tensor in tensors:
             for piece in tensor.view(-1).split(_CHUNK if tensor.device.type == "cpu" else 64 * _CHUNK):
                 piece.add_(self._normal(len(piece), piece.device), alpha=std)
 
     def _normal(self, count: int, device: torch.device) -> Tensor:
         """Return standard normal numbers, float64 (count,)."""
+        found = self._drawn(count, device)
+        for _ in range(_SUMMED - 1):
+            found.add_(self._drawn(count, device))
+        return found.mul_(_SUMMED**-0.5)
+
+    def _drawn(self, count: int, device: torch.device) -> Tensor:
+        """Return standard normal numbers by Box and Muller, float64 (count,)."""
         half = -(-count // 2)
         # Not every accelerator has float64, which the tails need.
         numbers = self._numbers(2 * half).to("cpu" if device.type == "mps" else device).double()
