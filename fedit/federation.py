@@ -1,6 +1,5 @@
 """One arm of a run: a federation of some clients, from its last checkpoint to its end."""
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,17 @@ from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
 from fedit.engines.private import PrivateClients
 from fedit.errors import RunFolderError
+from fedit.estimate import tokens_per_round
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
+from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.example import ExampleLevel
-from fedit.privacy.ledger import FILE as LEDGER_FILE
+from fedit.privacy.ledger import FILE as LEDGER
 from fedit.privacy.ledger import Ledger
-from fedit.rounds import RoundRecord, left_under_way, run_rounds
+from fedit.privacy.spending import most_spent
+from fedit.roundrecord import RoundRecord
+from fedit.rounds import left_under_way, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
 
@@ -63,8 +66,9 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
         )
     ledger = None
     if job.example_level is not None:
-        ledger = _ledger(job.example_level, job.sizes, folder, log)
+        ledger = _ledger_of_examples(job.example_level, job.sizes, folder, log)
         engine = PrivateClients(engine, arm.strategy, job.example_level, ledger)
+    privacy = None if arm.privacy is None else arm.privacy(folder / LEDGER)
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
@@ -78,10 +82,14 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             # Tokens are counted by training; until then every client weighs the same.
             weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
             transforms=arm.transforms,
+            privacy=privacy,
         ):
             server = state
+            if ledger is not None:
+                record = replace(record, diagnostics=record.diagnostics | _spent(ledger))
+            untold = record.withheld or ledger is not None
             with log.together():
-                _log_round(log, record, hostile)
+                _log_round(log, record, hostile, _expected_tokens(job) if untold else record.tokens)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, compute, arm, server, log)
             checkpoint.save(folder / "server", server)
@@ -90,9 +98,9 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
+        if privacy is not None and server.round < arm.rounds and not privacy.affords_a_round():
+            _end_of_budget(job, compute, arm, server, log, privacy)
     _log_under_way(server, engine, arm, log)
-    if ledger is not None:
-        _log_spent(ledger, server, log)
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
@@ -166,6 +174,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
         ),
         **_attack(job, arm),
+        **_privacy(arm),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)
@@ -179,7 +188,25 @@ def _evaluate(job: Job, compute: Compute, arm: Arm, server: ServerState, log: Ev
     log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
 
 
-def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> None:
+def _expected_tokens(job: Job) -> int:
+    """Return about what a round takes, where what it took is withheld; 0 where rows are elsewhere."""
+    return 0 if job.elsewhere else round(tokens_per_round(job))
+
+
+def _end_of_budget(
+    job: Job, compute: Compute, arm: Arm, server: ServerState, log: EventLog, privacy: ClientPrivacy
+) -> None:
+    """Write once that the rounds end because another one would spend too much, and what the last one gave."""
+    done = log.history()
+    if any(event["event"] == "budget_spent" for event in done):
+        return
+    if not any(event["event"] == "evaluation" and event["round"] == server.round for event in done):
+        _evaluate(job, compute, arm, server, log)
+    spent, limit = privacy.spent().value, privacy.level.limit
+    log.write("budget_spent", server.round, epsilon=spent, limit=limit, rounds=arm.rounds)
+
+
+def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str], tokens: int) -> None:
     for client in record.clients:
         log.write("client", record.round, **client, **_marked(client["client"], hostile))
     for failure in record.failures:
@@ -196,7 +223,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         failed=len(record.failures),
         aggregated=record.aggregated,
         train_loss=record.loss,
-        tokens=record.tokens,
+        tokens=tokens,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         raw_bytes_up=record.raw_bytes_up,
@@ -205,6 +232,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         **({"reason": record.reason} if record.reason else {}),
         **({"dropped": len(record.dropped)} if record.dropped else {}),
         **({"flushed": True} if record.flushed else {}),
+        **({"withheld": True} if record.withheld else {}),
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         **record.diagnostics,
     )
@@ -220,13 +248,13 @@ def _log_under_way(server: ServerState, engine: Engine, arm: Arm, log: EventLog)
         log.write("under_way", server.round, clients=left.clients, **fields)
 
 
-def _ledger(level: ExampleLevel, sizes: Mapping[str, int], folder: Path, log: EventLog) -> Ledger:
+def _ledger_of_examples(level: ExampleLevel, sizes: Mapping[str, int], folder: Path, log: EventLog) -> Ledger:
     """Return the ledger of an arm whose clients' examples are protected, with an entry a client.
 
     Raises:
         RunFolderError: it has lost what earlier rounds spent.
     """
-    ledger = Ledger(folder / LEDGER_FILE, level.delta_for(max(sizes.values())))
+    ledger = Ledger(folder / LEDGER, level.delta_for(max(sizes.values())))
     steps: dict[str, int] = {}
     for event in log.read():
         if event["event"] == "client":
@@ -237,14 +265,10 @@ def _ledger(level: ExampleLevel, sizes: Mapping[str, int], folder: Path, log: Ev
     return ledger
 
 
-def _log_spent(ledger: Ledger, server: ServerState, log: EventLog) -> None:
-    """Write once what the rounds have spent: of the client whose examples it cost most."""
-    if any(event["event"] == "privacy_spent" for event in log.history()):
-        return
-    most = ledger.most()
-    # Without noise it is infinite, which JSON has no number for.
-    spent = {"epsilon": most.value, "epsilon_rdp": most.rdp} if math.isfinite(most.value) else {}
-    log.write("privacy_spent", server.round, delta=ledger.delta, clients=len(ledger.units()), **spent)
+def _spent(ledger: Ledger) -> dict[str, float]:
+    """Return what was spent on the examples of the client whom it cost most."""
+    most = most_spent(ledger)
+    return {"epsilon": most.value, "epsilon_rdp": most.rdp, "delta": ledger.delta}
 
 
 def _attack(job: Job, arm: Arm) -> dict[str, object]:
@@ -252,6 +276,11 @@ def _attack(job: Job, arm: Arm) -> dict[str, object]:
     if not job.config.attack or not _is_federation(arm):
         return {}
     return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
+
+
+def _privacy(arm: Arm) -> dict[str, object]:
+    """Return what the first event says of privacy; nothing where there is none."""
+    return {} if arm.privacy is None else {"privacy": arm.privacy(None).as_dict()}
 
 
 def _marked(client: object, hostile: Collection[str]) -> dict[str, bool]:

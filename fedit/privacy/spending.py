@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from fedit.privacy.accounting import Charge, calibrate, epsilon_of
+from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon_of
 from fedit.privacy.example import ExampleLevel
+from fedit.privacy.ledger import Ledger
 from fedit.privacy.steps import sampling_rate, steps_of
 from fedit.strategies.base import Strategy
 from fedit.types import Broadcast, ClientState, ClientTask, LocalTraining
@@ -53,6 +54,18 @@ def _least_noise(epsilon: float, charges: Iterable[Charge], delta: float) -> flo
         if noise == 0 or epsilon_of((replace(charge, noise_multiplier=noise),), delta).value > epsilon:
             noise = max(noise, calibrate(epsilon, charge.rate, charge.steps, delta))
     return noise
+
+
+def most_spent(ledger: Ledger) -> Epsilon:
+    """Return what was spent on the examples of the client whom the rounds cost most.
+
+    As `Ledger.most`, without asking the accountant about those who are safe since another one is.
+    """
+    own = [ledger.charges(client) for client in ledger.units()]
+    if any(len(charges) != 1 for charges in own) or len({charges[0].noise_multiplier for charges in own}) > 1:
+        return ledger.most()
+    found = [epsilon_of((charge,), ledger.delta) for charge in _undominated(charges[0] for charges in own)]
+    return max(found, key=lambda epsilon: epsilon.value, default=Epsilon(0.0, 0.0))
 
 
 def _undominated(charges: Iterable[Charge]) -> list[Charge]:

@@ -41,8 +41,8 @@ def simple_accountant(monkeypatch):
         assert 0 < delta < 1
         return Epsilon(*[max(map(simple, charges), default=0.0)] * 2)
 
-    monkeypatch.setattr("fedit.privacy.ledger.epsilon_of", spent)
-    monkeypatch.setattr("fedit.privacy.spending.epsilon_of", spent)
+    for module in ("ledger", "spending"):
+        monkeypatch.setattr(f"fedit.privacy.{module}.epsilon_of", spent)
     monkeypatch.setattr(
         "fedit.privacy.spending.calibrate", lambda target, rate, steps, delta: rate * math.sqrt(steps) / target
     )
@@ -164,10 +164,10 @@ def test_a_resumed_run_goes_on_with_what_it_has_spent(make_config, tmp_path, mon
     resume(tmp_path / "run")
     assert set(ledger_of(tmp_path / "run").values()) == {6}
     lines = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    (told,) = (e for e in map(json.loads, lines) if e["event"] == "privacy_spent")
-    rate = 4 / min(e["examples"] for e in map(json.loads, lines) if e["event"] == "client")
-    assert told["epsilon"] == pytest.approx(simple(Charge(1.0, 6, "poisson", rate)))
-    assert (told["clients"], told["round"]) == (3, 3)
+    rounds, clients = ([e for e in map(json.loads, lines) if e["event"] == name] for name in ("round", "client"))
+    rate = 4 / min(client["examples"] for client in clients)
+    expected = [simple(Charge(1.0, steps, "poisson", rate)) for steps in (2, 4, 6)]
+    assert [r["epsilon"] for r in rounds] == pytest.approx(expected)
 
 
 def test_a_round_that_is_done_again_is_charged_again(make_config, tmp_path, monkeypatch, simple_accountant):
@@ -194,6 +194,21 @@ def test_a_ledger_that_was_lost_ends_the_run(make_config, tmp_path, monkeypatch,
     (tmp_path / "run" / FILE).unlink()
     with pytest.raises(RunFolderError, match="what was spent is not known"):
         resume(tmp_path / "run")
+
+
+def test_who_spent_most_is_found_among_those_of_whom_nobody_is_safer(monkeypatch, simple_accountant):
+    """Without asking about the others; where clients have several kinds of charges, among all."""
+    asked = []
+    spent = spending.epsilon_of
+    monkeypatch.setattr("fedit.privacy.spending.epsilon_of", lambda c, d: asked.append(c) or spent(c, d))
+    ledger = Ledger(None, 1e-3)
+    for client, rate, steps in (("a", 0.1, 8), ("b", 0.2, 4), ("c", 0.2, 3), ("d", 0.1, 7)):
+        ledger.charge(Charge(1.0, steps, "poisson", rate), client)
+    assert spending.most_spent(ledger) == ledger.most() == Epsilon(0.4, 0.4)
+    assert len(asked) == 2
+    ledger.charge(Charge(1.0, 9, "poisson", 0.3), "d")
+    assert spending.most_spent(ledger) == ledger.most()
+    assert ledger.most().value == pytest.approx(0.9)
 
 
 @pytest.mark.slow
