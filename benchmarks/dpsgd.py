@@ -38,8 +38,8 @@ def main() -> None:
         request = {"model": str(model), "rows": str(Path(folder) / "rows.jsonl"), "threads": 1}
         print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {origin}: {rows.describe(chosen)}\n")
         pairs = points()
-        flat = [point for pair in pairs for point in pair if point is not None]
-        results = measure.throughput(flat, request, arguments.repeats)
+        once = {point.label: point for pair in pairs for point in pair}
+        results = measure.throughput(list(once.values()), request, arguments.repeats)
     table = [row_of(private, plain, results) for private, plain in pairs]
     print_table(table)
     print(
