@@ -21,7 +21,7 @@ from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.example import ExampleLevel
 from fedit.privacy.ledger import FILE as LEDGER
 from fedit.privacy.ledger import Ledger
-from fedit.privacy.spending import most_spent
+from fedit.privacy.spending import as_dict, most_spent
 from fedit.roundrecord import RoundRecord
 from fedit.rounds import left_under_way, run_rounds
 from fedit.scoring import obedience, score
@@ -174,7 +174,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
         ),
         **_attack(job, arm),
-        **_privacy(arm),
+        **_privacy(job, arm),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)
@@ -278,8 +278,10 @@ def _attack(job: Job, arm: Arm) -> dict[str, object]:
     return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
 
 
-def _privacy(arm: Arm) -> dict[str, object]:
+def _privacy(job: Job, arm: Arm) -> dict[str, object]:
     """Return what the first event says of privacy; nothing where there is none."""
+    if job.example_level is not None:
+        return {"privacy": as_dict(job.example_level, arm.training(1), job.sizes.values())}
     return {} if arm.privacy is None else {"privacy": arm.privacy(None).as_dict()}
 
 

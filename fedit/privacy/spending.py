@@ -1,5 +1,6 @@
 """What DP-SGD spends on a client's examples: the charge of a round, and the noise that a budget takes."""
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
@@ -21,6 +22,22 @@ def charge_of(strategy: Strategy, task: ClientTask, num_examples: int) -> Charge
     phases = strategy.phases(task, ClientState())
     steps = sum(steps_of(share_of(training, phase.share, num_examples), num_examples) for phase in phases)
     return Charge(training.example_noise, steps, "poisson", sampling_rate(training.batch_size, num_examples))
+
+
+def as_dict(level: ExampleLevel, training: LocalTraining, sizes: Collection[int]) -> dict[str, object]:
+    """Return what the guarantee rests on, by name; the rate is that of the client with the fewest examples."""
+    return {
+        "level": "example",
+        "noise_multiplier": training.example_noise,
+        "clip_norm": level.clip_norm,
+        "delta": level.delta_for(max(sizes)),
+        "max_epsilon": None if math.isinf(level.limit) else level.limit,
+        "most_rounds": level.most_rounds,
+        "sampling": "poisson",
+        "rate": sampling_rate(training.batch_size, min(sizes)),
+        "neighbours": "one client has an example more in one than in the other",
+        "reason": "each example joins a step by a secret coin of its own",
+    }
 
 
 def noise_of(

@@ -81,6 +81,11 @@ def test_a_run_tells_nothing_of_its_batches(make_config, tmp_path, strategy):
     assert set(first) <= told
     assert [(r["train_loss"], r["aggregated"]) for r in rounds] == [(None, True)] * 2
     assert rounds[0]["tokens"] == rounds[1]["tokens"] > 0, "what a round is expected to take, not what it took"
+    promised = next(e["privacy"] for e in events if e["event"] == "arm_started")
+    assert (promised["level"], promised["noise_multiplier"], promised["clip_norm"]) == ("example", 1.0, 0.1)
+    assert promised["delta"] == pytest.approx(0.1 / max(e["examples"] for e in events if e["event"] == "client"))
+    text = (tmp_path / "run" / "summary.md").read_text(encoding="utf-8")
+    assert "Spent on the examples of the client whom it cost most: epsilon 1 at delta" in text
     (defended,) = (e for e in events if e["event"] == "defended")
     assert defended["tokens"] > 0, "the server's own rows need no privacy"
     if strategy == "ffa_lora":
