@@ -210,21 +210,24 @@ class Policy(BaseModel):
 
     def _noise(self, config: RunConfig, training: LocalTraining | None) -> Iterator[str]:
         """Yield whether training would be less private than this site wants, or than the job says it is."""
-        rule, wanted = "min_noise_multiplier", f"at least {self.min_noise_multiplier:g}"
-        if config.privacy != "example":  # noise of the server's is none that a site could see
-            if self.min_noise_multiplier > 0:
-                yield _sentence(rule, "the job adds no noise to what clients send", wanted)
-            return
-        # A job that gives an epsilon tells the noise in its tasks.
-        noise, clip = config.privacy_options.get("noise_multiplier", math.inf), None
-        if training is not None:
+        noise: object = config.privacy_options.get("noise_multiplier")
+        if config.privacy == "example" and training is not None:
+            # What came over a network was given no types.
             noise, clip = training.example_noise, training.example_clip
             if not _is_number(clip) or not _is_number(noise) or clip <= 0 or noise < 0:
                 found = f"the task has example_clip={_short(clip)} and example_noise={_short(noise)}"
                 yield _sentence("privacy", found, "numbers, since the job has privacy='example'")
                 return
-        if _is_number(noise) and noise < self.min_noise_multiplier:
-            yield _sentence(rule, f"the noise multiplier is {_short(noise)}", wanted)
+        least = self.min_noise_multiplier
+        told_later = config.privacy == "example" and training is None and noise is None  # by every task
+        if least == 0 or told_later or (_is_number(noise) and noise >= least):
+            return
+        found = "the job adds no noise to what clients send"
+        if config.privacy != "none":
+            found = f"the job has noise_multiplier={_short(noise)}"
+            if noise is None:
+                found = "the job states an epsilon and not its noise_multiplier"
+        yield _sentence("min_noise_multiplier", found, f"at least {least:g}")
 
     def _task(
         self, config: RunConfig, training: LocalTraining, num_rows: int | None, num_tokens: int | None

@@ -22,7 +22,7 @@ def rehearse_privately(strategy: Strategy) -> None:
     rehearse(strategy, rounds=ROUNDS, seal=privacy.seal)
 
 
-def refuse_single_updates(strategy: Strategy, name: str) -> None:
+def refuse_single_updates(strategy: Strategy) -> None:
     """Make sure that ``strategy`` needs nothing of a cohort but its noised sum.
 
     What fails for other reasons on the rehearsal's small model is left to the run, whose cohorts are sealed too.
@@ -34,8 +34,9 @@ def refuse_single_updates(strategy: Strategy, name: str) -> None:
         rehearse_privately(strategy)
     except SealedUpdates as error:
         raise ConfigError(
-            f"strategy '{name}' reads single updates, and privacy=client shows only their noised sum. Take one "
-            "that needs the mean alone (central DP in: fedit list strategies), such as fedit, ffa_lora or fedsvd."
+            f"strategy '{type(strategy).__name__}' reads single updates, and privacy=client shows only their "
+            "noised sum. Take one that needs the mean alone (central DP in: fedit list strategies), such as "
+            "fedit, ffa_lora or fedsvd."
         ) from error
     except FeditError:
         return

@@ -39,9 +39,9 @@ def client_sampling(config: RunConfig, strategy: Strategy, population: int) -> S
     """
     if strategy.buffer is not None:
         raise ConfigError(
-            f"strategy '{config.strategy}' takes updates as they arrive, so that fast clients are in it more "
-            "often than any accountant knows; privacy=client needs rounds that begin together, such as those of "
-            "strategy=fedit."
+            f"strategy '{type(strategy).__name__}' takes updates as they arrive, so that fast clients are in it "
+            "more often than any accountant knows; privacy=client needs rounds that begin together, such as those "
+            "of strategy=fedit."
         )
     return sampling_of(
         build_selection(config.selection, config.selection_options),
@@ -108,7 +108,7 @@ def refuse_unprotected(config: RunConfig, strategy: Strategy, population: int) -
     ):
         if bad:
             raise ConfigError(f"privacy=client: {why}.")
-    refuse_single_updates(strategy, config.strategy)
+    refuse_single_updates(strategy)
     privacy = client_privacy(config, strategy, population, None)
     level, delta = privacy.level, privacy.ledger.delta
     if delta >= 1 / population:

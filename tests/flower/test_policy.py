@@ -90,6 +90,10 @@ def test_a_strategy_may_be_allowed_as_a_file():
     assert "allow_custom_code" in Policy(strategies=["mine.py:Mine"]).refusal(RunConfig(strategy="mine.py:Mine"))
 
 
+def private(**noise):
+    return {"privacy": "client", "weighting": "uniform", "privacy_options": {"clip_norm": 0.1, **noise}}
+
+
 REFUSED = [
     # policy, job, what the sentence names: the rule, the job's value, what is allowed
     ({"models": ["a", "b"]}, {"model": "c"}, ("models", "model='c'", "only a, b")),
@@ -106,6 +110,8 @@ REFUSED = [
     ({}, {"attack": ["nan"]}, ("attack", "attack=['nan']", "none")),
     ({}, {"attack": ["trigger"]}, ("attack", "attack=['trigger']", "none")),
     ({"min_noise_multiplier": 0.5}, {}, ("min_noise_multiplier", "no noise", "at least 0.5")),
+    ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.4), ("min_noise_multiplier", "multiplier=0.4")),
+    ({"min_noise_multiplier": 0.5}, private(epsilon=8.0), ("min_noise_multiplier", "states an epsilon")),
     (
         {"min_noise_multiplier": 0.5},
         {"privacy": "example", "privacy_options": {"noise_multiplier": 0.4}},
@@ -142,6 +148,7 @@ ALLOWED = [
     ({"max_steps": 3}, {"local_steps": 3}),
     ({"max_rank": 8}, {"lora_r": 8, "client_ranks": [4, 8]}),
     ({"max_rank": 8}, {"lora_r": 16, "tuning": "ia3"}),
+    ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.5)),
     ({"tunings": []}, {"tuning": "full"}),
     ({"tunings": ["full"]}, {"tuning": "full"}),
     ({}, {"objective": "dpo", "prompt_template": "alpaca", "transforms": ["top_k", "cast", "zstd"]}),
@@ -340,7 +347,7 @@ def test_a_task_must_be_as_private_as_its_job_and_its_site_want():
     private = replace(TRAINING, example_clip=1.0, example_noise=0.6)
     assert Policy(min_noise_multiplier=0.5).refusal(job) is None
     assert Policy(min_noise_multiplier=0.5).refusal(job, private) is None
-    assert "noise multiplier is 0.6" in Policy(min_noise_multiplier=0.7).refusal(job, private)
+    assert "noise_multiplier=0.6" in Policy(min_noise_multiplier=0.7).refusal(job, private)
     for wrong_one in (
         TRAINING,
         replace(private, example_clip=0.0),
