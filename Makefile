@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -107,6 +107,15 @@ bench-deploy: setup
 # What transforms take and lose on real updates; a minute.
 bench-compression: setup
 	@$(BIN)/python -m benchmarks.compression
+
+# DP-SGD on LoRA beside plain training and Opacus, which stands in the peers' environment; a quarter of an hour.
+bench-dpsgd: setup $(PEERS)/.opacus-stamp
+	@$(BIN)/python -m benchmarks.dpsgd
+
+$(PEERS)/.opacus-stamp: | bench-peers
+	@$(PEERS_INSTALL) scipy==1.17.1 opt-einsum==3.4.0
+	@$(PEERS_INSTALL) --no-deps opacus==1.6.0
+	@touch $@
 
 hooks: setup
 	$(BIN)/prek install

@@ -23,7 +23,17 @@ from fedit.worker import Worker
 
 RANK, ALPHA, TARGETS = 16, 32, ("q_proj", "k_proj", "v_proj", "o_proj")
 REPEATS = 5
-DEFAULTS = {"dtype": "auto", "rank": RANK, "batch": 64, "dropout": 0.0, "micro_batch": None, "max_length": 512}
+DEFAULTS = {
+    "dtype": "auto",
+    "rank": RANK,
+    "batch": 64,
+    "dropout": 0.0,
+    "micro_batch": None,
+    "max_length": 512,
+    "fast_path": True,
+    "clip": None,  # norm of an example's gradient; given, training is private (benchmarks/dpsgd.py)
+    "noise": 1.0,
+}
 
 
 def load(request: dict, options: dict) -> Job:
@@ -38,6 +48,7 @@ def load(request: dict, options: dict) -> Job:
         "lora_target_modules": json.dumps(list(options.get("targets", TARGETS))),
         "max_length": options["max_length"],
         "num_threads": request["threads"],
+        "fast_path": options["fast_path"],
     }
     return prepare(settings.load("demo", [f"{name}={value}" for name, value in changes.items()]).config)
 
@@ -58,7 +69,7 @@ def short_row(rows: list[TokenRow], tokens: int) -> TokenRow:
 
 
 def train(model: AdaptedModel, rows: list[TokenRow], training: LocalTraining) -> int:
-    """Train the loaded adapter on ``rows`` and return the real tokens."""
+    """Train the loaded adapter on ``rows`` and return the real tokens; if private, one step over all."""
     job = LocalJob(
         rows,
         training,
@@ -71,7 +82,7 @@ def train(model: AdaptedModel, rows: list[TokenRow], training: LocalTraining) ->
         correct=lambda params, grads: None,
     )
     progress, _, _ = Trainer(model).train(job, model.read())
-    return progress.tokens
+    return progress.tokens or sum(len(row.ids) for row in rows)  # private training tells none
 
 
 def throughput(request: dict, options: dict) -> dict:
@@ -79,7 +90,13 @@ def throughput(request: dict, options: dict) -> dict:
     job, rows = load(request, options), read_rows(request)
     job.model.load(job.model.initial(0))
     training = LocalTraining(
-        1e-4, num_rounds=1, epochs=1, batch_size=options["batch"], micro_batch_size=options["micro_batch"]
+        1e-4,
+        num_rounds=1,
+        epochs=1,
+        batch_size=options["batch"],
+        micro_batch_size=options["micro_batch"],
+        example_clip=options["clip"],
+        example_noise=options["noise"],
     )
     longest = sorted(rows, key=lambda row: len(row.ids))[-2:]
     train(job.model, longest, replace(training, epochs=None, steps=1))

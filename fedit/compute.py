@@ -133,9 +133,7 @@ class Here:
         """Return where the arm's clients train; what they keep between rounds is in ``folder``."""
         return InProcess(
             self.worker(arm, folder),
-            lambda task, progress: on_step(
-                task, {"step": progress.steps, "tokens": progress.tokens, "loss": progress.loss}
-            ),
+            lambda task, progress: on_step(task, progress.as_event()),
             width=self._job.stack_width,
         )
 

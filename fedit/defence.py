@@ -30,7 +30,7 @@ def tune_afterwards(
 
     tuned:    what the server's model runs: factors, and a ledger's under "ledger/m.A", which stays as it is.
     training: how clients train; its schedule does not apply, the learning rate stays what it is. Nor does its
-              objective: what is trusted are answers, not preferences.
+              objective: what is trusted are answers, not preferences; nor its privacy: the rows are the server's.
 
     Raises:
         TrainingFailed: the loss is not finite, or memory does not suffice for one row.
@@ -44,6 +44,7 @@ def tune_afterwards(
         schedule="constant",
         warmup_ratio=0.0,
         objective="sft",
+        example_clip=None,
     )
     ledger = {name.removeprefix(LEDGER): t for name, t in tuned.items() if name.startswith(LEDGER)}
     adapter = {name: tensor for name, tensor in tuned.items() if not name.startswith(LEDGER)}

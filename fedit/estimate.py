@@ -58,14 +58,14 @@ def seconds_per_token(job: Job) -> float:
 
 def tokens_per_round(job: Job) -> float:
     """Return the tokens that a round takes on average over cohorts."""
-    if job.training().tokens:
-        return float(job.cohort_size * (job.training().tokens or 0))
+    if job.training(example_noise=0.0).tokens:
+        return float(job.cohort_size * (job.training(example_noise=0.0).tokens or 0))
     return job.cohort_size * sum(tokens_of_client(job, client) for client in job.clients) / len(job.clients)
 
 
 def tokens_of_client(job: Job, client: str) -> float:
     """Return about how many tokens a client takes in a round."""
-    training = job.training()
+    training = job.training(example_noise=0.0)
     if training.tokens:
         return float(training.tokens)
     examples = job.learnt(job.clients[client])

@@ -1,7 +1,7 @@
 """One arm of a run: a federation of some clients, from its last checkpoint to its end."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,13 +11,17 @@ from fedit.compute import Compute
 from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
+from fedit.engines.private import PrivateClients
 from fedit.errors import RunFolderError
 from fedit.estimate import tokens_per_round
 from fedit.events import NOT_EVALUATED, Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
 from fedit.privacy.client import ClientPrivacy
+from fedit.privacy.example import ExampleLevel
 from fedit.privacy.ledger import FILE as LEDGER
+from fedit.privacy.ledger import Ledger
+from fedit.privacy.spending import as_dict, most_spent
 from fedit.roundrecord import RoundRecord
 from fedit.rounds import left_under_way, run_rounds
 from fedit.scoring import obedience, score
@@ -60,6 +64,10 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             seed=job.config.seed,
             transforms=arm.transforms,
         )
+    ledger = None
+    if job.example_level is not None:
+        ledger = _ledger_of_examples(job.example_level, job.sizes, folder, log)
+        engine = PrivateClients(engine, arm.strategy, job.example_level, ledger)
     privacy = None if arm.privacy is None else arm.privacy(folder / LEDGER)
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
@@ -77,8 +85,11 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             privacy=privacy,
         ):
             server = state
+            if ledger is not None:
+                record = replace(record, diagnostics=record.diagnostics | _spent(ledger))
+            untold = record.withheld or ledger is not None
             with log.together():
-                _log_round(log, record, hostile, _expected_tokens(job) if record.withheld else record.tokens)
+                _log_round(log, record, hostile, _expected_tokens(job) if untold else record.tokens)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, compute, arm, server, log)
             checkpoint.save(folder / "server", server)
@@ -163,7 +174,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
         ),
         **_attack(job, arm),
-        **_privacy(arm),
+        **_privacy(job, arm),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)
@@ -241,6 +252,29 @@ def _log_under_way(server: ServerState, engine: Engine, arm: Arm, log: EventLog)
         log.write("under_way", server.round, clients=left.clients, **fields)
 
 
+def _ledger_of_examples(level: ExampleLevel, sizes: Mapping[str, int], folder: Path, log: EventLog) -> Ledger:
+    """Return the ledger of an arm whose clients' examples are protected, with an entry a client.
+
+    Raises:
+        RunFolderError: it has lost what earlier rounds spent.
+    """
+    ledger = Ledger(folder / LEDGER, level.delta_for(max(sizes.values())))
+    steps: dict[str, int] = {}
+    for event in log.read():
+        if event["event"] == "client":
+            client = str(event["client"])
+            steps[client] = steps.get(client, 0) + round(_number(event.get("steps", 0)))
+    for client, known in steps.items():
+        ledger.refuse_lost(known, client)
+    return ledger
+
+
+def _spent(ledger: Ledger) -> dict[str, float]:
+    """Return what was spent on the examples of the client whom it cost most."""
+    most = most_spent(ledger)
+    return {"epsilon": most.value, "epsilon_rdp": most.rdp, "delta": ledger.delta}
+
+
 def _attack(job: Job, arm: Arm) -> dict[str, object]:
     """Return what the first event says of an attack; nothing where there is none."""
     if not job.config.attack or not _is_federation(arm):
@@ -248,8 +282,10 @@ def _attack(job: Job, arm: Arm) -> dict[str, object]:
     return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
 
 
-def _privacy(arm: Arm) -> dict[str, object]:
+def _privacy(job: Job, arm: Arm) -> dict[str, object]:
     """Return what the first event says of privacy; nothing where there is none."""
+    if job.example_level is not None:
+        return {"privacy": as_dict(job.example_level, arm.training(1), job.sizes.values())}
     return {} if arm.privacy is None else {"privacy": arm.privacy(None).as_dict()}
 
 

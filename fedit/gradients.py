@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedit import seeds
 from fedit.model.adapted import AdaptedModel
-from fedit.objectives import Learnt, Objective, SupervisedTuning, passes, rows_of
+from fedit.objectives import Learnt, Objective, SupervisedTuning, num_supervised, passes, rows_of
 
 SUPERVISED: Objective = SupervisedTuning()
 
@@ -42,6 +43,38 @@ def accumulate(
             (sums[0] / count).backward()
         total = total.to(sums.device) + sums.detach()  # read once a step: a GPU need not wait for every pass
     return total
+
+
+def accumulate_clipped(
+    model: AdaptedModel,
+    examples: Sequence[Learnt],
+    most: int,
+    noise_seed: int,
+    clip_norm: float,
+    objective: Objective = SUPERVISED,
+) -> None:
+    """Add to the parameters' ``grad`` the sum of the examples' gradients, each clipped to ``clip_norm``.
+
+    An example's gradient is that of its own mean loss, over all trained factors together. ``most`` is as in
+    `accumulate`; losses are not returned, since whoever reads one learns about its examples.
+    """
+    learnt = learning(examples)
+    for index, members in enumerate(passes(model, learnt, most, apart=True)):
+        chosen = [learnt[i] for i in members]
+        with _dropout_seed(model, seeds.derive(noise_seed, index)):
+            found = model.example_gradients(
+                [example.rows for example in chosen], partial(_summed_losses, objective, chosen)
+            )
+        found.add_clipped(model.parameters, clip_norm)
+
+
+def learning(examples: Sequence[Learnt]) -> list[Learnt]:
+    """Return the examples from which something is learnt: the others' gradients are zero."""
+    return [example for example in examples if num_supervised([example]) > 0]
+
+
+def _summed_losses(objective: Objective, examples: Sequence[Learnt], scores: Tensor) -> Tensor:
+    return objective.losses(scores, examples).sum()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def implications(config: RunConfig) -> dict[str, object]:
     shapes = adapted_shapes(model, targets)
     parameters = sum(config.rank * sum(shape) for shape in shapes)
     up, down = bytes_of_a_round(job.strategy, shapes, config.rank, cohort=job.cohort_size)
-    training = job.training()
+    training = job.training(example_noise=0.0)
     sizes = [len(rows) for rows in job.clients.values()]
     per_epoch = [-(-size // config.batch_size) for size in sizes]
     steps = [training.steps or (training.epochs or 1) * batches for batches in per_epoch]

@@ -23,6 +23,9 @@ from fedit.model.hardware import choose_device, places
 from fedit.model.loading import load_base
 from fedit.model.sources import ModelSource
 from fedit.objectives import Learnt, rows_of
+from fedit.privacy import build_privacy
+from fedit.privacy.example import ExampleLevel
+from fedit.privacy.spending import noise_of
 from fedit.ranks import ranks_of_clients
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -213,6 +216,20 @@ class Job:
         """Return the tokens at which an answer ends."""
         return stop_ids(self.tokenizer, self.template)
 
+    @cached_property
+    def example_level(self) -> ExampleLevel | None:
+        """How every example of a client is protected; None where none is."""
+        level = build_privacy(self.config.privacy, self.config.privacy_options)
+        return level if isinstance(level, ExampleLevel) else None
+
+    @cached_property
+    def example_noise(self) -> float:
+        """The noise multiplier of clients' steps: the one given, or what the given epsilon takes."""
+        if self.example_level is None:
+            return 0.0
+        how = self.training(example_noise=0.0)
+        return noise_of(self.example_level, self.strategy, how, self.sizes.values(), self.config.num_rounds)
+
     def training(self, **changes: object) -> LocalTraining:
         """Return how clients train, with ``changes``."""
         config = self.config
@@ -237,8 +254,11 @@ class Job:
             "objective": config.objective,
             "dpo_beta": config.dpo_beta,
             "dpo_label_smoothing": config.dpo_label_smoothing,
+            "example_clip": self.example_level.clip_norm if self.example_level else None,
             **changes,
         }
+        if self.example_level is not None and "example_noise" not in fields:
+            fields["example_noise"] = self.example_noise
         return LocalTraining(**fields)  # type: ignore[arg-type]  # the fields' own types
 
 

@@ -42,6 +42,10 @@ class Objective(Protocol):
         """
         ...
 
+    def losses(self, scores: Tensor, examples: Sequence[Learnt]) -> Tensor:
+        """Return each example's own mean loss, differentiable, (examples,); no example counts in another's."""
+        ...
+
 
 class SupervisedTuning:
     """Negative log-likelihood of the supervised tokens (nats), a mean over tokens."""
@@ -55,6 +59,12 @@ class SupervisedTuning:
     def sums(self, scores: Tensor, examples: Sequence[Learnt]) -> Tensor:
         """Return the summed loss, (1,)."""
         return (-scores.sum()).reshape(1)
+
+    def losses(self, scores: Tensor, examples: Sequence[Learnt]) -> Tensor:
+        """Return each example's loss, a mean over its own supervised tokens, (examples,)."""
+        rows = rows_of(examples)
+        counts = [max(num_targets(row), 1) for row in rows]
+        return -row_sums(scores, rows) / torch.tensor(counts, dtype=scores.dtype, device=scores.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +88,35 @@ class PreferenceOptimisation:
 
     def sums(self, scores: Tensor, examples: Sequence[Learnt]) -> Tensor:
         """Return the summed loss, reward margins and pairs told apart, (3,)."""
-        gaps = answer_gaps(row_sums(scores, rows_of(examples)))
-        known = [example.reference for example in examples if isinstance(example, PairRow)]
-        reference = torch.tensor([math.nan if r is None else r for r in known], dtype=torch.float64)
-        return self.sums_of(gaps, reference.to(gaps))
+        return self.sums_of(*_gaps(scores, examples))
+
+    def losses(self, scores: Tensor, examples: Sequence[Learnt]) -> Tensor:
+        """Return each pair's loss, (pairs,)."""
+        gaps, reference = _gaps(scores, examples)
+        return self._losses(self.beta * (gaps - reference))
+
+    def _losses(self, margins: Tensor) -> Tensor:
+        losses = -(1 - self.smoothing) * nn.functional.logsigmoid(margins)
+        if self.smoothing > 0:
+            losses = losses - self.smoothing * nn.functional.logsigmoid(-margins)
+        return losses
 
     def sums_of(self, gaps: Tensor, reference: Tensor) -> Tensor:
         """Return the sums from log-probabilities of chosen minus rejected answers, both (pairs,)."""
         margins = self.beta * (gaps - reference)
-        losses = -(1 - self.smoothing) * nn.functional.logsigmoid(margins)
-        if self.smoothing > 0:
-            losses = losses - self.smoothing * nn.functional.logsigmoid(-margins)
+        losses = self._losses(margins)
         known = margins.detach()
         # A pair that the model does not tell apart is half right, as a guess is on average.
         right = (known > 0).to(known.dtype) + 0.5 * (known == 0).to(known.dtype)
         return torch.stack([losses.sum(), known.sum(), right.sum()])
+
+
+def _gaps(scores: Tensor, examples: Sequence[Learnt]) -> tuple[Tensor, Tensor]:
+    """Return log-probability of chosen minus rejected answers, and the same under the reference, (pairs,)."""
+    gaps = answer_gaps(row_sums(scores, rows_of(examples)))
+    known = [example.reference for example in examples if isinstance(example, PairRow)]
+    reference = torch.tensor([math.nan if r is None else r for r in known], dtype=torch.float64)
+    return gaps, reference.to(gaps)
 
 
 OBJECTIVES = ("sft", "dpo")
@@ -130,10 +154,15 @@ def num_targets(row: TokenRow) -> int:
     return int(row.supervised[1:].sum())
 
 
-def passes(model: AdaptedModel, examples: Sequence[Learnt], most: int | None) -> list[list[int]]:
-    """Cut examples into passes of at most ``most``; the rows of one example stay together."""
+def passes(
+    model: AdaptedModel, examples: Sequence[Learnt], most: int | None, *, apart: bool = False
+) -> list[list[int]]:
+    """Cut examples into passes of at most ``most``; the rows of one example stay together.
+
+    apart: whether the passes tell examples apart.
+    """
     together = len(examples[0].rows) if examples else 1
-    return model.passes(rows_of(examples), most, together)
+    return model.passes(rows_of(examples), most, together, apart=apart)
 
 
 def row_sums(scores: Tensor, rows: Sequence[TokenRow]) -> Tensor:

@@ -28,6 +28,7 @@ from fedit.model.hardware import choose_device
 from fedit.model.loading import context_length, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.pacing import pace_of
+from fedit.privacy import example
 from fedit.privacy.setup import refuse_unprotected, with_noise
 from fedit.ranks import check_ranks, with_rank
 from fedit.strategies import build_strategy
@@ -63,6 +64,7 @@ def assemble(
     config: RunConfig, say: Callable[[str], None] = lambda text: None, num_threads: int | None = None
 ) -> Job:
     """Return a job, see `prepare`, without checking whether its clients can be a federation."""
+    example.refuse(config)
     num_threads = num_threads or default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
@@ -121,6 +123,7 @@ def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpu
     Raises:
         UserError: settings, data or model cannot work together; the message says what to do.
     """
+    example.refuse(config)
     num_threads = default_threads(config)
     torch.set_num_threads(num_threads)
     strategy = build_strategy(config.strategy, config.strategy_options)
@@ -161,7 +164,7 @@ def check_strategy(job: Job, strategy: Strategy) -> None:
     Raises:
         ConfigError: so it is.
     """
-    strategy.check(job.training())
+    strategy.check(job.training(example_noise=0.0))  # what it takes to find it is not for every process
     chain.check(job.transforms, strategy)
     refuse_factors_only(strategy, job.config.tuning)
     check_ranks(job.config, strategy, job.clients)

@@ -311,9 +311,10 @@ def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tupl
 
 
 def _mean_loss(clients: Sequence[Mapping[str, float | str]]) -> float | None:
-    """Return the clients' training loss by their weights."""
+    """Return the clients' training loss by their weights, of those that tell theirs."""
+    clients = [client for client in clients if "loss" in client]
     weights = [float(client["weight"]) for client in clients]
-    losses = [float(client.get("loss", 0.0)) for client in clients]
+    losses = [float(client["loss"]) for client in clients]
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights) if weights else None
 
 

@@ -83,7 +83,7 @@ class Service:
             self._workers[name] = self._here.worker(arms.named(self._job, name, {}), folder)
 
         def on_step(index: int, progress: Progress) -> None:
-            self._tell({"task": index, "step": progress.steps, "tokens": progress.tokens, "loss": progress.loss})
+            self._tell({"task": index, **progress.as_event()})
 
         tasks = [
             read_task(fields, {part: sets.get(f"{index}/{part}", {}) for part in BROADCAST_PARTS})

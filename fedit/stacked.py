@@ -10,15 +10,18 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedit import seeds
+from fedit.gradients import learning
 from fedit.model.adapted import FAST_TOKENS, AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
-from fedit.objectives import Learnt, num_supervised, num_tokens, passes, rows_of
+from fedit.objectives import Learnt, Objective, num_supervised, num_tokens, passes, rows_of
+from fedit.privacy.steps import PrivateSteps
 from fedit.training import LocalJob, Optimisation, Progress, Trainer, TrainingFailed
 from fedit.types import Tensors, with_ledger
 
@@ -47,7 +50,10 @@ def stacks(count: int, width: int) -> list[range]:
 
 
 class StackedTrainer:
-    """Trains the adapters of several clients at once over a model that has the fast path."""
+    """Trains the adapters of several clients at once over a model that has the fast path.
+
+    Private training is not for those whose factors stand for something else: its noise goes on factors' gradients.
+    """
 
     def __init__(self, model: AdaptedModel) -> None:
         self.model = model
@@ -107,10 +113,12 @@ class StackedTrainer:
         ledgers: Sequence[Tensors],
         chosen: Mapping[int, Sequence[Learnt]],
     ) -> dict[int, list[float]]:
-        """Fill ``grad`` of every chosen client with the gradient of its own mean loss.
+        """Fill ``grad`` of every chosen client with the gradient of its own mean loss, or a private one of it.
 
         Returns the sums of each one's loss and of what its objective measures.
         """
+        if any(runs[index].private for index in chosen):
+            return self._private_gradients(runs, parameters, ledgers, chosen)
         totals = {index: [0.0] * (1 + len(runs[index].objective.measures)) for index in chosen}
         counts = {index: runs[index].objective.count(examples) for index, examples in chosen.items()}
         for members in self._passes(runs, chosen):
@@ -131,13 +139,37 @@ class StackedTrainer:
                 totals[index] = [a + b for a, b in zip(totals[index], part.tolist(), strict=True)]
         return totals
 
+    def _private_gradients(
+        self,
+        runs: Sequence[Optimisation],
+        parameters: Sequence[Parameters],
+        ledgers: Sequence[Tensors],
+        chosen: Mapping[int, Sequence[Learnt]],
+    ) -> dict[int, list[float]]:
+        """Fill ``grad`` of every chosen client with what its own private step has; tell nothing of its losses."""
+        learnt = {index: learning(examples) for index, examples in chosen.items()}
+        for members in self._passes(runs, learnt, apart=True):
+            examples = [[learnt[index][i] for i in own] for index, _, own in members]
+            found = self.model.stacked_example_gradients(
+                [[example.rows for example in own] for own in examples],
+                [with_ledger(parameters[index], ledgers[index]) for index, _, _ in members],
+                [seeds.derive(runs[index].noise_seed, number) for index, number, _ in members],
+                [runs[index].job.scale for index, _, _ in members],
+                partial(_summed_losses, [runs[index].objective for index, _, _ in members], examples),
+            )
+            for (index, _, _), own in zip(members, found, strict=True):
+                own.add_clipped(parameters[index], _private(runs[index]).clip_norm)
+        for index in chosen:
+            _private(runs[index]).finish(parameters[index].trained_gradients())
+        return {index: [0.0] for index in chosen}
+
     def _passes(
-        self, runs: Sequence[Optimisation], chosen: Mapping[int, Sequence[Learnt]]
+        self, runs: Sequence[Optimisation], chosen: Mapping[int, Sequence[Learnt]], *, apart: bool = False
     ) -> list[list[tuple[int, int, list[int]]]]:
         """Return passes of (client, number of its own pass, rows): those it would make alone, put together."""
         waiting: list[tuple[int, int, list[int]]] = []
         for index, rows in chosen.items():
-            alone = passes(self.model, rows, runs[index].job.training.micro_batch_size)
+            alone = passes(self.model, rows, runs[index].job.training.micro_batch_size, apart=apart)
             waiting += [(number, index, members) for number, members in enumerate(alone)]
         together: list[list[tuple[int, int, list[int]]]] = []
         room = 0
@@ -169,6 +201,19 @@ class StackedTrainer:
 
 def _factors(job: LocalJob, parameters: Parameters) -> Mapping[str, Tensor]:
     return parameters if job.factors is None else job.factors(parameters)
+
+
+def _private(run: Optimisation) -> PrivateSteps:
+    if run.private is None:
+        raise ValueError("a stack is of clients that all train privately, or none does")
+    return run.private
+
+
+def _summed_losses(
+    objectives: Sequence[Objective], examples: Sequence[Sequence[Learnt]], scores: Sequence[Tensor]
+) -> Tensor:
+    parts = zip(objectives, scores, examples, strict=True)
+    return torch.stack([objective.losses(part, own).sum() for objective, part, own in parts]).sum()
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from torch import Tensor
 from fedit import seeds
 from fedit.crew import Crew
 from fedit.errors import FeditError
-from fedit.gradients import accumulate
+from fedit.gradients import accumulate, accumulate_clipped
 from fedit.model.adapted import AdaptedModel
 from fedit.model.hardware import is_out_of_memory, release_memory
 from fedit.model.parameters import Parameters
 from fedit.objectives import Learnt, Objective, num_supervised, num_tokens, objective_of, rows_of
 from fedit.optimizer import LocalOptimizer
+from fedit.privacy.keystream import Keystream
+from fedit.privacy.steps import PrivateSteps, steps_of
 from fedit.schedule import learning_rate
 from fedit.types import LocalTraining, Tensors
 
@@ -34,7 +36,7 @@ class TrainingFailed(FeditError):
 
 @dataclass(slots=True)
 class Progress:
-    """What one client has done in one round.
+    """What one client has done in one round. Private training counts its steps and nothing of its batches.
 
     summed:  the summed loss, in nats; counted: what it is a mean over, supervised tokens or pairs.
     sums:    of the objective's measures, by name.
@@ -59,6 +61,11 @@ class Progress:
     def measures(self) -> dict[str, float]:
         """Means of what the objective measures."""
         return {name: value / max(self.counted, 1) for name, value in self.sums.items()}
+
+    def as_event(self) -> dict[str, object]:
+        """Return what is shown of it while it goes on; nothing of batches that were not counted."""
+        shown = {"step": self.steps, "tokens": self.tokens, "loss": self.loss}
+        return dict(shown) if self.counted else {"step": self.steps}
 
     def add(self, more: "Progress") -> None:
         """Count what was done after this."""
@@ -102,6 +109,7 @@ class LocalJob:
     factors:         parameters -> the factors that the model runs, differentiable; None: they are the same.
     scale:           that the model multiplies B A by; None: its own at that rank.
     correct_after:   (parameters, learning rate) -> None, changes parameters after a step.
+    keystream:         where private training takes batches and noise from; None: fresh.
     """
 
     rows: Sequence[Learnt]
@@ -116,6 +124,7 @@ class LocalJob:
     factors: Factors | None = None
     scale: float | None = None
     correct_after: Callable[[Mapping[str, Tensor], float], None] | None = None
+    keystream: Keystream | None = None
 
 
 class Optimisation:
@@ -130,10 +139,12 @@ class Optimisation:
         self.parameters_all = parameters
         self.parameters = {name: parameters[name] for name in job.trainable}
         self._optimizer = LocalOptimizer(parameters, sorted(job.trainable), training, job.optimizer_state)
-        per_epoch = math.ceil(len(job.rows) / training.batch_size)
-        self._total = training.tokens or training.steps or (training.epochs or 1) * per_epoch
+        self._total = training.tokens or steps_of(training, len(job.rows))
         self._stream = batches(len(job.rows), training.batch_size, job.data_seed, job.batches_seen)
         self._chosen: list[int] = []
+        self.private: PrivateSteps | None = None
+        if training.example_clip is not None:
+            self.private = PrivateSteps(training, len(job.rows), job.keystream or Keystream())
 
     @property
     def _done(self) -> int:
@@ -147,18 +158,20 @@ class Optimisation:
     @property
     def noise_seed(self) -> int:
         """Seed of the present step's dropout."""
-        return seeds.derive(self.job.noise_seed, self.progress.steps)
+        # What the job's seed gives could be known to whoever looks at the result.
+        root = self.private.dropout_seed if self.private else self.job.noise_seed
+        return seeds.derive(root, self.progress.steps)
 
     def next_rows(self) -> list[Learnt]:
-        """Return the rows of the next step and forget the last one's gradient.
+        """Return the rows of the next step, none perhaps in private training; forget the last one's gradient.
 
         Raises:
             TrainingFailed: none of them has a supervised token.
         """
-        self._chosen = next(self._stream)
+        self._chosen = self.private.batch() if self.private else next(self._stream)
         self.forget_gradients()
         rows = [self.job.rows[i] for i in self._chosen]
-        if self.objective.count(rows) == 0:
+        if self.private is None and self.objective.count(rows) == 0:
             raise TrainingFailed("a batch has no supervised token")
         return rows
 
@@ -177,8 +190,8 @@ class Optimisation:
         training = self.job.training
         if not math.isfinite(sums[0]):
             raise TrainingFailed(f"the training loss became {sums[0]}")
-        tokens = num_tokens(rows)
-        rate = learning_rate(training, self.job.round, self._done, self._total, tokens if training.tokens else 1)
+        unit = num_tokens(rows) if training.tokens else 1
+        rate = learning_rate(training, self.job.round, self._done, self._total, unit)
         grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         with torch.no_grad():
             self.job.correct(self.parameters, grads)
@@ -188,7 +201,10 @@ class Optimisation:
         if self.job.correct_after is not None:
             with torch.no_grad():
                 self.job.correct_after(self.parameters, rate)
-        _count(self.progress, self.objective, rows, self._chosen, sums, rate)
+        self.progress.steps += 1
+        self.progress.learning_rates.append(rate)
+        if self.private is None:
+            _count(self.progress, self.objective, rows, self._chosen, sums)
 
     def state(self) -> Tensors:
         """Return the optimizer's state; empty unless it is to be kept."""
@@ -241,7 +257,7 @@ class Trainer:
         """Fill ``grad`` with the gradient of the step's mean loss; return the sums of loss and measures."""
         while True:
             given = own.job.training.micro_batch_size
-            most = min(x for x in (given, self._most_rows, len(rows)) if x is not None)
+            most = max(1, min(x for x in (given, self._most_rows, len(rows)) if x is not None))
             own.forget_gradients()
             try:
                 if own.job.factors is None:
@@ -250,9 +266,11 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                longest = max(len(row.ids) for row in rows_of(rows))
                 if most == 1:
-                    raise TrainingFailed(f"out of memory on a single example of up to {longest} tokens") from error
+                    longest = (
+                        "" if own.private else f" of up to {max(len(row.ids) for row in rows_of(rows))} tokens"
+                    )
+                    raise TrainingFailed(f"out of memory on a single example{longest}") from error
             # Outside the handler, where the failed pass is no longer referenced.
             release_memory(self.model.device)
             self._most_rows = max(1, most // 2)
@@ -264,6 +282,10 @@ class Trainer:
 
     def _accumulate(self, own: Optimisation, rows: Sequence[Learnt], most: int) -> list[float]:
         """Add the gradient of the factors that the model runs to their ``grad``; return the sums."""
+        if own.private is not None:
+            accumulate_clipped(self.model, rows, most, own.noise_seed, own.private.clip_norm, own.objective)
+            own.private.finish(self.model.parameters.trained_gradients())
+            return [0.0]
         if self._crew is not None:
             return _numbers(self._crew.gradients(rows_of(rows), most, own.noise_seed))
         return _numbers(accumulate(self.model, rows, most, own.noise_seed, objective=own.objective))
@@ -304,9 +326,7 @@ def _count(
     batch: Sequence[Learnt],
     chosen: list[int],
     sums: Sequence[float],
-    rate: float,
 ) -> None:
-    progress.steps += 1
     progress.examples += len(batch)
     progress.tokens += num_tokens(batch)
     progress.supervised_tokens += num_supervised(batch)
@@ -314,5 +334,4 @@ def _count(
     progress.counted += objective.count(batch)
     for name, value in zip(objective.measures, sums[1:], strict=True):
         progress.sums[name] = progress.sums.get(name, 0.0) + value
-    progress.learning_rates.append(rate)
     progress.rows.update(chosen)

@@ -31,6 +31,9 @@ class LocalTraining:
     max_grad_norm:    global norm that gradients are clipped to; 0 does not clip.
     keep_optimizer:   whether the client's optimizer state survives between its rounds.
     objective:        what is minimised, of `fedit.objectives.OBJECTIVES`; the dpo_ fields belong to "dpo".
+    example_clip:     norm that each example's gradient is clipped to, in DP-SGD (`fedit.privacy.steps`); None:
+                      training is not private.
+    example_noise:    standard deviation of the noise on their sum, over that norm.
     """
 
     learning_rate: float
@@ -53,6 +56,8 @@ class LocalTraining:
     objective: str = "sft"
     dpo_beta: float = 0.1
     dpo_label_smoothing: float = 0.0
+    example_clip: float | None = None
+    example_noise: float = 0.0
 
 
 def _anything(name: str) -> bool:

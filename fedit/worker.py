@@ -13,6 +13,7 @@ from fedit.data.pairs import PairRow
 from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
 from fedit.objectives import Learnt, reference_gaps
+from fedit.privacy.keystream import Keystream
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -58,10 +59,12 @@ class Worker:
         store: ClientStore | None = None,
         crew: Crew | None = None,
         describe: Callable[[str, int], ClientInfo] = ClientInfo,
+        keystream: Callable[[], Keystream] = Keystream,
     ) -> None:
         """Take the model, the clients' rows and the algorithm.
 
         describe: (client, number of rows) -> what the server knows of it.
+        keystream:  where private training takes batches and noise from; a test gives one it knows.
         """
         self._trainer = Trainer(model, crew)
         self._model = model
@@ -72,6 +75,7 @@ class Worker:
         self._transforms = transforms
         self._store = store or ClientStore()
         self._describe = describe
+        self._keystream = keystream
 
     def clients(self) -> list[ClientInfo]:
         """Return the clients whose data is here, in the order of their ids."""
@@ -113,7 +117,7 @@ class Worker:
         ledgers: Sequence[Tensors],
         on_step: Callable[[int, Progress], None],
     ) -> list[Trained | TrainingFailed]:
-        if len(jobs) > 1 and self._model.fast is not None:
+        if len(jobs) > 1 and self._model.fast is not None and not _noise_on_factors(jobs):
             return StackedTrainer(self._model).train(
                 [job for job, _ in jobs], [adapter for _, adapter in jobs], on_step, ledgers
             )
@@ -187,16 +191,7 @@ class Worker:
         delta = tensors.sub(trained, client.start)
         if not (tensors.is_finite(delta) and tensors.is_finite(client.kept)):
             return ClientFailure(task.client_id, task.round, "the trained adapter is not finite (NaN or infinity)")
-        rows = progress.rows.union(*(own.rows for own in client.own.values()))
-        metrics = {
-            "loss": progress.loss,
-            "steps": float(progress.steps),
-            "tokens": float(progress.tokens + sum(own.tokens for own in client.own.values())),
-            "supervised_tokens": float(progress.supervised_tokens),
-            "rows": float(len(rows)),
-            **{f"{name}_loss": own.loss for name, own in client.own.items()},
-            **progress.measures,
-        }
+        metrics = client.metrics()
         result = LocalResult(delta, progress.steps, metrics, tuple(progress.learning_rates))
         # In one order, so that a resumed run writes the same bytes.
         remembered = dict(sorted({**state.memory, **client.kept}.items())) if client.kept else state.memory
@@ -240,6 +235,7 @@ class Worker:
             correct_after=after,
             factors=self._strategy.factors if self._strategy.composes else None,
             scale=task.broadcast.scale if phase.scale is None else phase.scale,
+            keystream=None if task.training.example_clip is None else self._keystream(),
         )
         return job, adapter
 
@@ -297,6 +293,21 @@ class _Client:
         client.failure = reason
         return client
 
+    def metrics(self) -> dict[str, float]:
+        """Return what is told of the training; of a private one its steps alone, each of which was paid for."""
+        progress, own = self.progress, self.own
+        if self.task.training.example_clip is not None:
+            return {"steps": float(progress.steps + sum(other.steps for other in own.values()))}
+        return {
+            "loss": progress.loss,
+            "steps": float(progress.steps),
+            "tokens": float(progress.tokens + sum(other.tokens for other in own.values())),
+            "supervised_tokens": float(progress.supervised_tokens),
+            "rows": float(len(progress.rows.union(*(other.rows for other in own.values())))),
+            **{f"{name}_loss": other.loss for name, other in own.items()},
+            **progress.measures,
+        }
+
     def take(self, phase: Phase, outcome: Trained | TrainingFailed) -> None:
         """Take note of what a phase came to."""
         if isinstance(outcome, TrainingFailed):
@@ -311,6 +322,11 @@ class _Client:
             self.progress.add(progress)
             self.adapter = trained
             self.optimizer |= optimizer
+
+
+def _noise_on_factors(jobs: Sequence[tuple[LocalJob, Tensors]]) -> bool:
+    """Return whether a private step's noise goes on factors that are not what is trained."""
+    return any(job.factors is not None and job.training.example_clip is not None for job, _ in jobs)
 
 
 def share_of(training: LocalTraining, share: float, num_rows: int) -> LocalTraining:

@@ -18,6 +18,7 @@ from fedit.model.fast import varlen
 from fedit.model.fast.decode import Prompt
 from fedit.model.loading import load_base
 from fedit.model.sources import resolve_model
+from fedit.privacy.keystream import Keystream
 from fedit.stacked import StackedTrainer
 from fedit.training import LocalJob, Trainer
 from fedit.types import LocalTraining
@@ -155,3 +156,28 @@ def test_a_4_bit_base_takes_the_fast_path_with_the_gradients_of_its_library(tmp_
         model.load(random_adapter(model, 1))
         found.append(gradients(model, make_rows([40, 30, 22]))[1])
     assert distance(*found) < 1e-5
+
+
+def test_private_training_with_examples_apart_ends_where_it_does_on_the_cpu(adapted, on_gpu):
+    """Batched products of padded examples on the GPU, slices on the CPU; the same batches and noise."""
+    how = LocalTraining(
+        learning_rate=0.05, num_rounds=1, steps=2, batch_size=3, example_clip=0.5, example_noise=0.2
+    )
+    found = []
+    for model in (adapted("llama", dtype="fp32", targets="all-linear"), on_gpu("llama", "fp32")):
+        job = LocalJob(
+            make_rows(LENGTHS),
+            how,
+            round=1,
+            batches_seen=0,
+            data_seed=0,
+            noise_seed=0,
+            trainable=list(model.parameters),
+            optimizer_state={},
+            correct=lambda params, grads: None,
+            keystream=Keystream(bytes(32)),
+        )
+        adapter = random_adapter(model, 1)
+        trained = Trainer(model).train(job, adapter)[2]
+        found.append({name: trained[name] - adapter[name] for name in adapter})
+    assert distance(*found) < 1e-2  # AdamW divides by gradients that are almost zero

@@ -91,10 +91,10 @@ class LiveRun:
         self._bar(str(event["arm"]), self._config.num_rounds, done=int(_float(event["round"])))
 
     def _on_step(self, event: Event) -> None:
-        self._set(
-            f"round {event['round']}  {event['client']}  step {event['step']}  "
-            f"loss {_float(event['loss']):.3f}  {_float(event['tokens']):,.0f} tokens"
-        )
+        shown = f"round {event['round']}  {event['client']}  step {event['step']}"
+        if "loss" in event:  # private training tells none
+            shown += f"  loss {_float(event['loss']):.3f}  {_float(event['tokens']):,.0f} tokens"
+        self._set(shown)
 
     def _on_round(self, event: Event) -> None:
         arm = str(event["arm"])

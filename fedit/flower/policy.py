@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self, get_args
+from typing import Annotated, Self, TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -166,7 +166,7 @@ class Policy(BaseModel):
         yield from _not_among("objectives", self.objectives, "objective", config.objective)
         yield from self._ranks(config)
         yield from self._hidden_weights(config)
-        yield from self._noise(config)
+        yield from self._noise(config, training)
         yield from _above("max_rounds", self.max_rounds, "num_rounds", config.num_rounds)
         yield from _above("max_steps", self.max_steps, "personal_steps", config.personal_steps)
         yield from self._steps(config, _training_of(config), num_rows, num_tokens)
@@ -195,10 +195,32 @@ class Policy(BaseModel):
             yield from _above("max_rank", self.max_rank, "lora_r", config.lora_r)
         yield from _above("max_rank", self.max_rank, "client_ranks", max(config.own_ranks(), default=0))
 
-    def _noise(self, config: RunConfig) -> Iterator[str]:
+    def _hidden_weights(self, config: RunConfig) -> Iterator[str]:
+        """Yield whether an update's weight, or an accountant, would be told a number that may not leave."""
+        told = {"examples": "num_examples", "tokens": "supervised_tokens", "uniform": None}[config.weighting]
+        if config.privacy == "example" and not self.reports("num_examples"):
+            found = "the job has privacy='example', whose accountant needs num_examples"
+            yield _sentence("allow_statistics", found, "none that needs it")
+        if told is not None and not self.reports(told):
+            yield _sentence(
+                "allow_statistics",
+                f"the job has weighting={_short(config.weighting)}, which tells {told}",
+                "weighting='uniform'",
+            )
+
+    def _noise(self, config: RunConfig, training: LocalTraining | None) -> Iterator[str]:
+        """Yield whether training would be less private than this site wants, or than the job says it is."""
+        noise: object = config.privacy_options.get("noise_multiplier")
+        if config.privacy == "example" and training is not None:
+            # What came over a network was given no types.
+            noise, clip = training.example_noise, training.example_clip
+            if not _is_number(clip) or not _is_number(noise) or clip <= 0 or noise < 0:
+                found = f"the task has example_clip={_short(clip)} and example_noise={_short(noise)}"
+                yield _sentence("privacy", found, "numbers, since the job has privacy='example'")
+                return
         least = self.min_noise_multiplier
-        noise = config.privacy_options.get("noise_multiplier")
-        if least == 0 or (isinstance(noise, int | float) and noise >= least):
+        told_later = config.privacy == "example" and training is None and noise is None  # by every task
+        if least == 0 or told_later or (_is_number(noise) and noise >= least):
             return
         found = "the job adds no noise to what clients send"
         if config.privacy != "none":
@@ -206,16 +228,6 @@ class Policy(BaseModel):
             if noise is None:
                 found = "the job states an epsilon and not its noise_multiplier"
         yield _sentence("min_noise_multiplier", found, f"at least {least:g}")
-
-    def _hidden_weights(self, config: RunConfig) -> Iterator[str]:
-        """Yield whether an update's weight would tell a number that may not leave."""
-        told = {"examples": "num_examples", "tokens": "supervised_tokens", "uniform": None}[config.weighting]
-        if told is not None and not self.reports(told):
-            yield _sentence(
-                "allow_statistics",
-                f"the job has weighting={_short(config.weighting)}, which tells {told}",
-                "weighting='uniform'",
-            )
 
     def _task(
         self, config: RunConfig, training: LocalTraining, num_rows: int | None, num_tokens: int | None
@@ -301,6 +313,10 @@ def _not_among(rule: str, allowed: list[str], name: str, value: str, what: str =
 def _above(rule: str, most: int, name: str, value: int, what: str = "job") -> Iterator[str]:
     if value > most:
         yield _sentence(rule, f"the {what} has {name}={_short(value)}", f"at most {most}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedit import seeds, tensors
 from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
 from fedit.model.batch import Batch, collate, micro_batches
+from fedit.model.examples import ExampleGradients, Examples, Recorder
 from fedit.model.fast import architecture, varlen
 from fedit.model.fast.decode import Choose, Prompt, decode, likeliest
 from fedit.model.fast.layout import Layout
@@ -85,6 +86,8 @@ class AdaptedModel:
         self._adapted_modules = self._watch_modules() if self.kind.factors else {}
         if gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # LLM.int8 (arXiv:2208.07339) decides over all rows of a product which inputs it leaves at full precision.
+        self._couples_rows = any(type(module).__name__ == "Linear8bitLt" for module in base.model.modules())
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.model.forward).parameters
         # A learnt prefix stands before every row: rows on one line would share it.
         self.packs = tuning != "prefix" and self._can_pack()
@@ -202,17 +205,22 @@ class AdaptedModel:
         """How many tokens one pass should compute: enough for fast products, few enough for memory."""
         return (FAST_TOKENS if self.fast else GENERAL_TOKENS)[self.device.type]
 
-    def passes(self, rows: Sequence[TokenRow], most_rows: int | None, together: int = 1) -> list[list[int]]:
+    def passes(
+        self, rows: Sequence[TokenRow], most_rows: int | None, together: int = 1, *, apart: bool = False
+    ) -> list[list[int]]:
         """Cut rows into passes that fill ``tokens_per_pass``; deterministic, at most ``most_rows`` in a pass.
 
         together: so many rows in a row are one that is never cut; these are counted and their indices returned.
+        apart:    whether the passes tell examples apart, so that no prompt's beginning is shared.
         """
         most = self.tokens_per_pass
+        if apart and self._couples_rows:
+            most_rows = 1
         if self.fast is None:
             lengths = [len(row.ids) for row in rows]
             units = _units(lengths, together, padded=not self.packs)
             return micro_batches(units, most_tokens=most, most_rows=most_rows, packed=self.packs)
-        own, shared = self.fast.own_lengths(rows)
+        own, shared = ([len(row.ids) for row in rows], 0) if apart else self.fast.own_lengths(rows)
         units = _units(own, together, padded=False)
         return micro_batches(units, most_tokens=max(most - shared, 1), most_rows=most_rows, packed=True)
 
@@ -227,6 +235,32 @@ class AdaptedModel:
         if isinstance(batch, Batch):
             return self._score(batch)[0]
         return self._fast.log_probabilities(batch, [self._running], [self.scale], self._dropout())
+
+    def example_gradients(
+        self, examples: Sequence[Sequence[TokenRow]], loss: Callable[[Tensor], Tensor]
+    ) -> ExampleGradients:
+        """Return the gradient of each example's own loss, from one pass; no parameter's ``grad`` moves.
+
+        examples: rows of each; loss: log-probabilities of all targets in order -> the sum of the examples' losses.
+
+        Raises:
+            ModelError: a layer of this model does not see every token once.
+        """
+        found = ExampleGradients()
+        if self.fast is not None:
+            layout = self.fast.lay_out_examples([examples])
+            loss(
+                self.fast.log_probabilities(layout, [self._running], [self.scale], self._dropout(), [found])
+            ).backward()
+            return found
+        rows = [row for own in examples for row in own]
+        batch = collate(rows, packed=self.packs).to(self.device)
+        width = batch.ids.shape[1]
+        lengths = [sum(len(row.ids) if self.packs else width for row in own) for own in examples]
+        places = Examples(lengths, [len(examples)], self.device)
+        with self._recorder.into(found, places):  # the backward pass may compute layers again
+            loss(self._score(batch)[0]).backward()
+        return found
 
     def target_scores(self, batch: Batch | Layout) -> tuple[Tensor, Tensor]:
         """Return (log-probability, whether it is the likeliest token) of every target, each (targets,)."""
@@ -262,14 +296,41 @@ class AdaptedModel:
         rows, adapters, noise_seeds: one of each per client; needs the fast path.
         scales: that B A is multiplied by; None: the model's own at the adapter's rank.
         """
-        layout = self._fast.lay_out(rows)
+        return self._stacked(self._fast.lay_out(rows), adapters, noise_seeds, scales)
+
+    def stacked_example_gradients(
+        self,
+        examples: Sequence[Sequence[Sequence[TokenRow]]],
+        adapters: Sequence[Mapping[str, Tensor]],
+        noise_seeds: Sequence[int],
+        scales: Sequence[float | None] | None,
+        loss: Callable[[list[Tensor]], Tensor],
+    ) -> list[ExampleGradients]:
+        """Return per client what `example_gradients` would for its adapter, from one pass.
+
+        examples: of each client, and of each the rows; loss: log-probabilities of each client -> the sum of all
+        examples' losses; the rest is as in `stacked_log_probabilities`.
+        """
+        found = [ExampleGradients() for _ in examples]
+        layout = self._fast.lay_out_examples(examples)
+        loss(self._stacked(layout, adapters, noise_seeds, scales, found)).backward()
+        return found
+
+    def _stacked(
+        self,
+        layout: Layout,
+        adapters: Sequence[Mapping[str, Tensor]],
+        noise_seeds: Sequence[int],
+        scales: Sequence[float | None] | None,
+        examples: Sequence[ExampleGradients] = (),
+    ) -> list[Tensor]:
         dropout = None
         if self.dropout > 0:
             generators = [torch.Generator(self.device).manual_seed(seed) for seed in noise_seeds]
             dropout = Dropout(self.dropout, generators)
         given = scales or [None] * len(adapters)
         used = [self.scale_of(a) if s is None else s for a, s in zip(adapters, given, strict=True)]
-        scores = self._fast.log_probabilities(layout, adapters, used, dropout)
+        scores = self._fast.log_probabilities(layout, adapters, used, dropout, examples)
         return [scores[start:end] for start, end in layout.target_spans]
 
     def _ready(self, adapters: Sequence[Mapping[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[float]]:
@@ -396,6 +457,10 @@ class AdaptedModel:
                 found[name] = module
                 module.register_forward_hook(partial(self._add_ledger, name))
         return found
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        return Recorder(self._adapted_modules, ADAPTER)
 
     def _add_ledger(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if f"{name}.A" not in self._ledger or self._adapted_modules[name].disable_adapters:

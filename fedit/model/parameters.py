@@ -31,6 +31,12 @@ class Parameters(Mapping[str, nn.Parameter]):
             raise ValueError("nothing is trained")
         return self._gradients.buffer
 
+    def trained_gradients(self) -> list[Tensor]:
+        """Return the gradients of what is trained, in one piece if that is everything."""
+        if len(self.trained) == len(self._named):
+            return [self.gradients]
+        return [grad for name in self if name in self.trained and (grad := self._named[name].grad) is not None]
+
     def __getitem__(self, name: str) -> nn.Parameter:
         return self._named[name]
 

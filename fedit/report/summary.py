@@ -252,7 +252,8 @@ def protected(summary: Mapping[str, object]) -> str:
     own = _mapping(summary["privacy"])
     epsilon = own.get("epsilon", 0.0)
     shown = "unbounded" if epsilon is None else f"{_number(epsilon):.3g}"
-    return f" Spent on every client: epsilon {shown} at delta {_number(own['delta']):.3g}."
+    who = "every client" if own["level"] == "client" else "the examples of the client whom it cost most"
+    return f" Spent on {who}: epsilon {shown} at delta {_number(own['delta']):.3g}."
 
 
 def _simulated(summary: Mapping[str, object]) -> str:

@@ -135,6 +135,12 @@ def _check(config: RunConfig, study: StudyConfig) -> None:
         raise ConfigError("early_stopping: a study compares arms at equal budgets; leave early_stopping at 0.")
     if config.compare:
         raise ConfigError("compare is for fedit run; what a study compares is named by study.arms.")
+    fed = sorted({"local_total", "centralised"} & set(study.arms))
+    if config.privacy == "example" and fed:
+        raise ConfigError(
+            f"study.arms: {' and '.join(fed)} take the federation's tokens, which privacy=example does not tell; "
+            "leave them out."
+        )
     if config.exact_match and not study.generate:
         raise ConfigError("exact_match needs generated answers; leave study.generate on.")
     for name in study.strategies:

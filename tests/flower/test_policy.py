@@ -1,6 +1,7 @@
 """What a site's policy refuses, in one sentence; and that no file makes it fail in another way."""
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import replace
@@ -111,6 +112,11 @@ REFUSED = [
     ({"min_noise_multiplier": 0.5}, {}, ("min_noise_multiplier", "no noise", "at least 0.5")),
     ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.4), ("min_noise_multiplier", "multiplier=0.4")),
     ({"min_noise_multiplier": 0.5}, private(epsilon=8.0), ("min_noise_multiplier", "states an epsilon")),
+    (
+        {"min_noise_multiplier": 0.5},
+        {"privacy": "example", "privacy_options": {"noise_multiplier": 0.4}},
+        ("min_noise_multiplier", "0.4", "at least 0.5"),
+    ),
     ({"allow_statistics": ["loss"]}, {}, ("allow_statistics", "weighting='examples'", "weighting='uniform'")),
     ({"allow_statistics": []}, {"weighting": "tokens"}, ("allow_statistics", "tells supervised_tokens")),
     ({}, {"strategy": "x.py:Y"}, ("allow_custom_code", "strategy='x.py:Y'", "no files")),
@@ -334,3 +340,19 @@ def test_whatever_task_a_server_sends_it_is_judged(steps, epochs, tokens, batch_
     training = replace(TRAINING, steps=steps, epochs=epochs, tokens=tokens, batch_size=batch_size)
     sentence = Policy().refusal(config, training, 7, 700)
     assert sentence is None or sentence.endswith(".")
+
+
+def test_a_task_must_be_as_private_as_its_job_and_its_site_want():
+    job = RunConfig(privacy="example", privacy_options={"epsilon": 8.0})
+    private = replace(TRAINING, example_clip=1.0, example_noise=0.6)
+    assert Policy(min_noise_multiplier=0.5).refusal(job) is None
+    assert Policy(min_noise_multiplier=0.5).refusal(job, private) is None
+    assert "noise_multiplier=0.6" in Policy(min_noise_multiplier=0.7).refusal(job, private)
+    for wrong_one in (
+        TRAINING,
+        replace(private, example_clip=0.0),
+        replace(private, example_clip="1"),
+        replace(private, example_noise=math.nan),
+        replace(private, example_noise=None),
+    ):
+        assert Policy().refusal(job, wrong_one).startswith("privacy: the task has example_clip=")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class Layout:
     targets:        int64 (targets,), those next tokens.
     row_of_target:  int64 (targets,), which of the given rows (clients one after the other) a target belongs to.
     tokens:         real tokens of the rows, shared prefixes counted for every row.
+    examples, target_examples: how many computed tokens and targets each example has, where they are told apart;
+                    counts: how many of them each client has.
     """
 
     ids: Tensor
@@ -61,6 +64,9 @@ class Layout:
     targets: Tensor
     row_of_target: Tensor
     tokens: int
+    examples: tuple[int, ...] = ()
+    target_examples: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Layout":
         """Return the layout on ``device``."""
@@ -113,6 +119,28 @@ def _first_target(row: TokenRow) -> int:
     """Return the index of the first token that is a target; the row's length if there is none."""
     found = np.flatnonzero(row.supervised[1:])
     return int(found[0]) + 1 if len(found) else len(row.ids)
+
+
+def lay_out_examples(
+    clients: Sequence[Sequence[Sequence[TokenRow]]], *, share_prefixes: bool = True, any_length: bool = False
+) -> Layout:
+    """Return one pass in which examples are told apart: clients have examples, which have rows.
+
+    A prefix is shared by rows of one example only, so that every computed token is of one example.
+    """
+    apart = lay_out(
+        [rows for examples in clients for rows in examples], share_prefixes=share_prefixes, any_length=any_length
+    )
+    ends = list(accumulate(len(examples) for examples in clients))
+    places = list(zip([0, *ends[:-1]], ends, strict=True))
+    return replace(
+        apart,
+        spans=tuple((apart.spans[a][0], apart.spans[b - 1][1]) for a, b in places),
+        target_spans=tuple((apart.target_spans[a][0], apart.target_spans[b - 1][1]) for a, b in places),
+        examples=tuple(end - start for start, end in apart.spans),
+        target_examples=tuple(end - start for start, end in apart.target_spans),
+        counts=tuple(len(examples) for examples in clients),
+    )
 
 
 class _Builder:

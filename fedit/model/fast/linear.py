@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedit.model.examples import Examples
 from fedit.model.fast.frozen import Group
 
 Gradients = list[dict[str, Tensor]]
-"""Per client: canonical name -> gradient in the adapter's own precision."""
+"""Per client: canonical name -> gradient in the adapter's own precision, or (examples, *shape) of its examples."""
 
 
 @dataclass(slots=True)
@@ -88,10 +89,16 @@ class Saved:
 
 
 class Spans:
-    """Where each client's rows lie in a pass, and the same rows as one batch (clients, longest, width)."""
+    """Where each client's rows lie in a pass, and the same rows as one batch (clients, longest, width).
 
-    def __init__(self, bounds: Sequence[tuple[int, int]], device: torch.device) -> None:
+    examples: where the rows of each example lie, if gradients are to tell them apart.
+    """
+
+    def __init__(
+        self, bounds: Sequence[tuple[int, int]], device: torch.device, examples: Examples | None = None
+    ) -> None:
         self.bounds = tuple(bounds)
+        self.examples = examples
         lengths = [end - start for start, end in bounds]
         self.clients, self.longest = len(bounds), max(lengths)
         self._even = min(lengths) == self.longest
@@ -204,19 +211,34 @@ def backward(
         own = upstream[:, :, low:high]
         torch.bmm(own, factors.b[place], out=du_own)
         if any(trains[place] for trains in factors.trains_b):
-            db = _precise(_outer(own, u)) * factors.scales
+            db = _outputs_products(own, u, spans, factors.scales)
             for client, trains in enumerate(factors.trains_b):
                 if trains[place]:
-                    gradients[client][f"{name}.B"] = db[client, :, : factors.own_ranks[client][place]]
+                    gradients[client][f"{name}.B"] = db[client][..., : factors.own_ranks[client][place]]
     _inputs_backward(group, factors, spans.batch(x), du, saved.masks, rate, spans, gradients, dx)
     return dx
 
 
-def _outer(dy: Tensor, u: Tensor) -> Tensor:
-    """Return the gradient of B (clients, out, rank) for those of the outputs and the inputs times A."""
+def _outputs_products(dy: Tensor, u: Tensor, spans: Spans, scales: Tensor | float) -> Tensor | list[Tensor]:
+    """Return per client the gradient of B (out, rank), or those of its examples (examples, out, rank).
+
+    dy: of the outputs (clients, longest, out); u: the inputs times A.
+    """
+    if spans.examples is not None:
+        found = spans.examples.outer(spans.rows(u), spans.rows(dy))
+        each = [scales] * len(found) if isinstance(scales, float | int) else scales
+        return [_precise(own).transpose(1, 2) * scale for own, scale in zip(found, each, strict=True)]
     if dy.is_cuda:  # as the gradients lie in memory, so that they are added in one call
-        return torch.bmm(dy.transpose(1, 2), u)
-    return torch.bmm(u.transpose(1, 2), dy).transpose(1, 2)  # the other way round it is slow on a CPU
+        return _precise(torch.bmm(dy.transpose(1, 2), u)) * scales
+    # The other way round it is slow on a CPU.
+    return _precise(torch.bmm(u.transpose(1, 2), dy).transpose(1, 2)) * scales
+
+
+def _inputs_products(du: Tensor, x: Tensor, spans: Spans) -> Tensor | list[Tensor]:
+    """Return per client the gradient of A (rank, in), or those of its examples (examples, rank, in)."""
+    if spans.examples is not None:
+        return [_precise(own) for own in spans.examples.outer(spans.rows(du), spans.rows(x))]
+    return _precise(torch.bmm(du.transpose(1, 2), x))
 
 
 def _inputs_backward(
@@ -232,23 +254,25 @@ def _inputs_backward(
 ) -> None:
     """Add the gradients of A to ``gradients`` and, through A, that of the input to ``dx`` (tokens, in)."""
     trained = any(map(any, factors.trains_a))
+    da: list[list[Tensor]] = []  # per layer and client
     if not masks:
-        da = torch.bmm(du.transpose(1, 2), x).split(factors.ranks, dim=1) if trained else ()
+        if trained:
+            found = [own.split(factors.ranks, dim=-2) for own in _inputs_products(du, x, spans)]
+            da = [[own[place] for own in found] for place in range(len(factors.ranks))]
         if dx is not None:
             spans.add_product(dx, du, factors.a)
     else:
-        da = []
         parts = zip(masks, du.split(factors.ranks, dim=2), factors.a.split(factors.ranks, dim=1), strict=True)
         for mask, du_own, a in parts:
-            da.append(torch.bmm(du_own.transpose(1, 2), _drop(x, mask, rate)))
+            if trained:
+                da.append(list(_inputs_products(du_own, _drop(x, mask, rate), spans)))
             if dx is not None:
                 dx.add_(spans.rows(_drop(torch.bmm(du_own, a), mask, rate)))
-    for place, found in enumerate(da):
-        precise = _precise(found)
+    for place, own in enumerate(da):
         for client, trains in enumerate(factors.trains_a):
             if trains[place]:
                 rank = factors.own_ranks[client][place]
-                gradients[client][f"{group.adapted[place][0]}.A"] = precise[client, :rank]
+                gradients[client][f"{group.adapted[place][0]}.A"] = own[client][..., :rank, :]
 
 
 def _masks(dropout: Dropout, spans: Spans, batch: Tensor, count: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedit.data.tokens import TokenRow
+from fedit.model.examples import ExampleGradients, Examples
 from fedit.model.fast.architecture import Architecture
 from fedit.model.fast.attention import Masks, Rotation
 from fedit.model.fast.head import Scores
@@ -19,7 +20,7 @@ from fedit.model.fast.layer import (
     feed,
     feed_backward,
 )
-from fedit.model.fast.layout import Layout, lay_out, shared_prefixes
+from fedit.model.fast.layout import Layout, lay_out, lay_out_examples, shared_prefixes
 from fedit.model.fast.linear import Dropout, Gradients, Spans
 from fedit.model.fast.past import Past
 from fedit.model.fast.staging import Staged, stage
@@ -54,6 +55,10 @@ class FastModel:
         any_length = self.kernel is not None
         return lay_out(clients, share_prefixes=share_prefixes, any_length=any_length).to(self.device)
 
+    def lay_out_examples(self, clients: Sequence[Sequence[Sequence[TokenRow]]]) -> Layout:
+        """Return one pass over the rows of every client's examples that tells them apart."""
+        return lay_out_examples(clients, any_length=self.kernel is not None).to(self.device)
+
     def own_lengths(self, rows: Sequence[TokenRow]) -> tuple[list[int], int]:
         """Return how many tokens of each row a pass computes for it alone, and how many for several together."""
         lengths = [len(row.ids) for row in rows]
@@ -74,15 +79,18 @@ class FastModel:
         adapters: Sequence[Mapping[str, Tensor]],
         scales: Sequence[float],
         dropout: Dropout | None,
+        examples: Sequence[ExampleGradients] = (),
     ) -> Tensor:
         """Return the log-probability of every target (targets,), differentiable in the adapters.
 
         A backward pass adds to the ``grad`` of factors that have one, and leaves the others' to autograd.
 
         adapters: per client of the layout "m.A" (rank, in) and "m.B" (out, rank); scales: per client.
+        examples: per client of a layout that tells examples apart, what takes their gradients, which then go
+                  nowhere else.
         """
         inputs = [adapter[name] for adapter in adapters for name in adapter if not name.startswith(LEDGER)]
-        result: Tensor = _Run.apply(self, layout, adapters, scales, dropout, *inputs)  # type: ignore[no-untyped-call]
+        result: Tensor = _Run.apply(self, layout, adapters, scales, dropout, examples, *inputs)  # type: ignore[no-untyped-call]
         return result
 
     def score(
@@ -108,12 +116,12 @@ class FastModel:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, model, layout, adapters, scales, dropout, *inputs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN205
+    def forward(ctx, model, layout, adapters, scales, dropout, examples, *inputs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN205
         current = Pass(model, layout, model.stage(adapters, scales), dropout, keep=True)
         scores = current.forward(gradient=True)
         ctx.current = current
         ctx.gradient = scores.gradient
-        ctx.inputs = inputs
+        ctx.inputs, ctx.examples = inputs, examples
         ctx.names = [
             (client, name)
             for client, adapter in enumerate(adapters)
@@ -126,6 +134,11 @@ class _Run(torch.autograd.Function):
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         found = ctx.current.backward(ctx.gradient.mul_(upstream.unsqueeze(1)))
         ctx.current = ctx.gradient = None
+        if ctx.examples:
+            for own, into in zip(found, ctx.examples, strict=True):
+                for name, gradient in own.items():
+                    into.put(name, gradient)
+            return (None,) * (6 + len(ctx.names))
         gradients = [found[client].get(name) for client, name in ctx.names]
         # Autograd would add them one by one, which takes longer than a small step where clients are stacked.
         there = [
@@ -137,7 +150,7 @@ class _Run(torch.autograd.Function):
             torch._foreach_add_([ctx.inputs[i].grad for i in there], [gradients[i] for i in there])
         for index in there:
             gradients[index] = None
-        return (None,) * 5 + tuple(gradients)
+        return (None,) * 6 + tuple(gradients)
 
 
 class Pass:
@@ -161,9 +174,13 @@ class Pass:
         slots = layout.positions if layout.slots is None else layout.positions[layout.slots]
         rotations = {name: self._rotation(name, slots) for name in model.architecture.rotations()}
         masks = Masks(model.dtype, layout.ids.device)
+        examples = target_examples = None
+        if layout.counts:
+            examples = Examples(layout.examples, layout.counts, slots.device)
+            target_examples = Examples(layout.target_examples, layout.counts, slots.device)
         self.context = Context(
             layout,
-            Spans(layout.spans, slots.device),
+            Spans(layout.spans, slots.device, examples),
             rotations,
             masks,
             model.dtype,
@@ -172,7 +189,7 @@ class Pass:
             Bounds.of(layout.lengths, slots.device) if layout.lengths else None,
             past,
         )
-        self.target_spans = Spans(layout.target_spans, slots.device)
+        self.target_spans = Spans(layout.target_spans, slots.device, target_examples)
         self.saved: list[SavedLayer] = []
 
     def forward(self, *, gradient: bool) -> Scores:
