@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 from fedit.scaling import lora_scale
 from fedit.variants import Option, Variant
 
-SECTIONS = ("model", "data", "federation", "training", "evaluation", "run")
+SECTIONS = ("model", "data", "federation", "training", "privacy", "evaluation", "run")
 """Sections group help and docs; in a job file a setting may stand in its section or at the top."""
 
 
@@ -245,6 +245,17 @@ class RunConfig(BaseModel):
     client_optimizer: Literal["reset", "keep"] = Field("reset", json_schema_extra=_in("training"))
     """Whether a client's optimizer state is kept from one of its rounds to the next."""
 
+    # --- privacy ---
+    privacy: Literal["none", "client", "example"] = Field("none", json_schema_extra=_in("privacy"))
+    """Whose part in the model cannot be told (differential privacy): a client's as a whole (the server clips and
+    adds noise), one example's (clients do, inside their training), or none."""
+    privacy_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("privacy"))
+    """Options of the privacy, by name; noise_multiplier or epsilon must be given."""
+    secure_aggregation: bool = Field(False, json_schema_extra=_in("privacy"))
+    """Mask updates so that the server learns nothing but a cohort's sum."""
+    secure_aggregation_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("privacy"))
+    """Options of the secure aggregation, by name."""
+
     # --- evaluation ---
     eval_every: PositiveInt = Field(1, json_schema_extra=_in("evaluation"))
     """Rounds between held-out evaluations; the last round is always evaluated."""
@@ -390,6 +401,18 @@ class RunConfig(BaseModel):
             (
                 self.tuning != "lora" and self.devices_per_client > 1,
                 "devices_per_client above 1 serves tuning=lora; set it to 1",
+            ),
+            (
+                self.privacy == "none" and bool(self.privacy_options),
+                "privacy_options are given, but privacy is none; set it to client or example",
+            ),
+            (
+                self.privacy == "client" and self.weighting != "uniform",
+                "privacy=client counts every client alike; set weighting to uniform",
+            ),
+            (
+                bool(self.secure_aggregation_options) and not self.secure_aggregation,
+                "secure_aggregation_options are given, but secure_aggregation is off; set it to true",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]
