@@ -11,10 +11,12 @@ from fedit.compute import Compute
 from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
+from fedit.engines.uploads import UPLOADS, KeepUploads
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
+from fedit.planting import kept_of
 from fedit.rounds import RoundRecord, left_under_way, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
@@ -56,6 +58,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             seed=job.config.seed,
             transforms=arm.transforms,
         )
+    if _is_federation(arm) and (kept := kept_of(job.config, arm.clients)):
+        engine = KeepUploads(engine, folder / UPLOADS, kept, arm.strategy, arm.transforms, compute.initial())
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
