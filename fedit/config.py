@@ -425,7 +425,7 @@ class RunConfig(BaseModel):
             ),
             (
                 bool(self.keep_uploads) and self.secure_aggregation,
-                "keep_uploads has nothing to keep under secure_aggregation, which hides single uploads; leave it at 0",
+                "keep_uploads keeps what secure_aggregation hides, single uploads; leave it at 0",
             ),
             (
                 bool(self.canaries_options) and self.canaries == 0,

@@ -260,7 +260,7 @@ def _sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
 def all_rows(
     corpus: Corpus, poisoned: Mapping[str, tuple[Example, ...]], policy: tuple[Example, ...]
 ) -> tuple[Example, ...]:
-    """Return every row that is tokenised: the corpus first, then what only an attack, a defence or an audit has."""
+    """Return every row that is tokenised: the corpus first, then what an attack, a defence or an audit adds."""
     return (*corpus.all(), *(row for rows in poisoned.values() for row in rows), *policy)
 
 

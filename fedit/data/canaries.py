@@ -20,10 +20,15 @@ CODES = 10**6
 BITS = math.log2(CODES)
 """Bits of a code: the most that can be known of it."""
 
-_FIRST = ("Ada", "Ben", "Cleo", "Dan", "Edda", "Finn", "Gil", "Hana", "Ivo", "Jana", "Kai", "Lena", "Mika", "Nora",
-          "Otis", "Pia", "Quin", "Rosa", "Sami", "Tara", "Uma", "Veit", "Will", "Zoe")  # fmt: skip
-_LAST = ("Alder", "Birch", "Cedar", "Dorn", "Elm", "Fichte", "Garten", "Heath", "Ivy", "Juniper", "Kiefer", "Linden",
-         "Maple", "Nettle", "Oak", "Poplar", "Quince", "Rowan", "Sorrel", "Thorn", "Ulme", "Vine", "Willow", "Yew")  # fmt: skip
+_FIRST = (
+    "Ada", "Ben", "Cleo", "Dan", "Edda", "Finn", "Gil", "Hana", "Ivo", "Jana", "Kai", "Lena", "Mika",
+    "Nora", "Otis", "Pia", "Quin", "Rosa", "Sami", "Tara", "Uma", "Veit", "Will", "Zoe",
+)  # fmt: skip
+_LAST = (
+    "Alder", "Birch", "Cedar", "Dorn", "Elm", "Fichte", "Garten", "Heath", "Ivy", "Juniper", "Kiefer",
+    "Linden", "Maple", "Nettle", "Oak", "Poplar", "Quince", "Rowan", "Sorrel", "Thorn", "Ulme", "Vine",
+    "Willow", "Yew",
+)  # fmt: skip
 MOST = len(_FIRST) * len(_LAST)
 """Names, and so canaries, that there are."""
 

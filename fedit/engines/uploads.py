@@ -59,8 +59,8 @@ class KeepUploads:
         self._transforms = transforms
         if not all(map(self._strategy.shares, self._start)):
             raise ConfigError(
-                f"strategy {type(strategy).__name__} leaves tensors with its clients, so that a single upload is no "
-                "model that could be audited; set keep_uploads to 0."
+                f"strategy {type(strategy).__name__} leaves tensors with its clients, so that a single upload "
+                "is no model that could be audited; set keep_uploads to 0."
             )
 
     def clients(self) -> Sequence[ClientInfo]:

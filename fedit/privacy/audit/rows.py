@@ -50,7 +50,7 @@ def matched(
     most: int,
     seed: int,
 ) -> Compared:
-    """Return as many members as others of every kind, drawn by the seed: else a difference of kinds would count."""
+    """Return as many members as others of every kind, drawn by the seed, so that kinds do not count."""
     rng = np.random.default_rng(seed)
     pairs: list[tuple[Example, Example]] = []
     for name in sorted({str(kind(row)) for row in others}):

@@ -102,7 +102,9 @@ def secrets_of(job: Job, canaries: Sequence[Canary], references: int) -> Secrets
             max_length=job.config.max_length,
         )
         if table.truncated.any():
-            raise ConfigError(f"canaries do not fit into max_length {job.config.max_length}; raise it in a new run.")
+            raise ConfigError(
+                f"canaries do not fit into max_length {job.config.max_length}; raise it in a new run."
+            )
         rows.append([table.row(index) for index in range(len(table))])
     return Secrets(canaries, rows)
 

@@ -17,7 +17,7 @@ Numbers = NDArray[np.float64]
 
 RESAMPLES = 1000
 FALSE_POSITIVES = (0.01, 0.001)
-"""Rates at which true positives are reported, each where there are enough others for two false positives or one."""
+"""Rates at which true positives are reported, each where there are others enough."""
 FEWEST_OTHERS = {0.01: 100, 0.001: 2000}
 """Rate of false positives -> others that it takes to speak of it."""
 LEVEL = 0.95
@@ -170,7 +170,8 @@ def _resampled(
     theirs = np.bincount(places[len(inside) :], minlength=places.max() + 1)
     rng = np.random.default_rng(seed)
     drawn_in, drawn_out = (
-        rng.multinomial(side.sum(), side / side.sum(), size=RESAMPLES).astype(np.float64) for side in (ours, theirs)
+        rng.multinomial(side.sum(), side / side.sum(), size=RESAMPLES).astype(np.float64)
+        for side in (ours, theirs)
     )
     return [
         percentile_interval(
@@ -190,7 +191,9 @@ def _auc(inside: Numbers, outside: Numbers) -> Numbers:
 
 def _caught_at(rate: float) -> Callable[[Numbers, Numbers], Numbers]:
     def caught(inside: Numbers, outside: Numbers) -> Numbers:
-        true, false = (side[:, ::-1].cumsum(axis=1) / side.sum(axis=1, keepdims=True) for side in (inside, outside))
+        true, false = (
+            side[:, ::-1].cumsum(axis=1) / side.sum(axis=1, keepdims=True) for side in (inside, outside)
+        )
         return np.asarray(np.where(false <= rate + 1e-12, true, 0.0).max(axis=1))
 
     return caught

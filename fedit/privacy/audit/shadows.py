@@ -35,7 +35,9 @@ def plan(job: Job, rows: Sequence[Example], shadows: int, passes: float) -> Plan
     if shadows < 2 or shadows % 2:
         raise ConfigError(f"--shadows is {shadows}; expected an even number, so that each row is in half of them.")
     if job.config.objective != "sft":
-        raise ConfigError(f"--shadows are trained on answers alone, and the run's objective is {job.config.objective}.")
+        raise ConfigError(
+            f"--shadows are trained on answers alone, and the run's objective is {job.config.objective}."
+        )
     steps = max(1, round(passes * (len(rows) // 2) / job.config.batch_size))
     mean = num_tokens(job.tokens(rows)) / max(len(rows), 1)
     return Plan(shadows, steps, round(shadows * steps * min(job.config.batch_size, len(rows) // 2) * mean))
@@ -76,7 +78,13 @@ def halves(shadows: int, rows: int, seed: int) -> NDArray[np.bool_]:
 
 def _job(job: Job, rows: Sequence[object], steps: int, number: int, start: Tensors) -> LocalJob:
     how = job.training(
-        num_rounds=1, steps=steps, epochs=None, tokens=None, schedule="constant", warmup_ratio=0.0, keep_optimizer=False
+        num_rounds=1,
+        steps=steps,
+        epochs=None,
+        tokens=None,
+        schedule="constant",
+        warmup_ratio=0.0,
+        keep_optimizer=False,
     )
     seed = seeds.derive(job.config.seed, "audit", "shadow", number)
     return LocalJob(
