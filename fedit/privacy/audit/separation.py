@@ -151,7 +151,8 @@ def _accuracy(inside: Numbers, outside: Numbers, seed: int) -> Interval:
         (first_in, first_out, second_in, second_out),
         (second_in, second_out, first_in, first_out),
     ):
-        cuts = np.append(np.unique(np.concatenate([other_in, other_out])), np.inf)
+        known = np.unique(np.concatenate([other_in, other_out]))
+        cuts = np.concatenate([[-np.inf], (known[1:] + known[:-1]) / 2, [np.inf]])
         gain = _share_from(np.sort(other_in), cuts) - _share_from(np.sort(other_out), cuts)
         cut = cuts[int(gain.argmax())]
         hits += int((own_in >= cut).sum())
