@@ -10,7 +10,9 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
-from fedit.rehearsal import refuse_larger_ranks
+from fedit.privacy.client import ClientPrivacy, ClientSeal
+from fedit.rehearsal import extras, refuse_larger_ranks
+from fedit.roundrecord import RoundRecord, withheld
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
@@ -19,40 +21,6 @@ from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
 """So many rounds in a row without enough updates end the run: something is wrong with all clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What happened in one round.
-
-    cohort: those who were asked, whether their update was waited for or not; in rounds of arrivals, who arrived.
-    clients: those whose updates were used; failures: those who delivered none that could be; dropped: those who
-             were not waited for, as they were late or more had been asked than were wanted.
-    bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
-    raw_bytes_up, raw_bytes_down: of the same before transforms.
-    seconds: wall-clock.
-    reason: why the strategy could not aggregate; None where it did.
-    simulated_seconds: that it took on the virtual clock; None: there is none.
-    flushed: whether its buffer was not full and could not fill any more.
-    """
-
-    round: int
-    cohort: list[str]
-    clients: list[dict[str, float | str]]
-    failures: list[ClientFailure]
-    dropped: list[ClientFailure]
-    aggregated: bool
-    loss: float | None
-    tokens: int
-    bytes_up: int
-    bytes_down: int
-    raw_bytes_up: int
-    raw_bytes_down: int
-    seconds: float
-    diagnostics: dict[str, float]
-    reason: str | None = None
-    simulated_seconds: float | None = None
-    flushed: bool = False
 
 
 @dataclass(slots=True)
@@ -108,6 +76,7 @@ def run_rounds(
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
     transforms: Sequence[Transform] = (),
+    privacy: ClientPrivacy | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -119,6 +88,8 @@ def run_rounds(
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
+    privacy:  seals every cohort; rounds end before the one that would spend more than it allows, and whether
+              enough clients delivered does not show.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -130,9 +101,9 @@ def run_rounds(
         server = replace(server, adapter=tensors.flatten(server.adapter))
     weights = {client.client_id: weigh(client) for client in clients}
     empty = 0
-    while server.round < rounds:
+    while server.round < rounds and (privacy is None or privacy.affords_a_round()):
         server, record = _one_round(
-            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms
+            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms, privacy
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -159,6 +130,7 @@ def _one_round(
     seed: int,
     min_clients: int,
     transforms: Sequence[Transform],
+    privacy: ClientPrivacy | None,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
@@ -178,6 +150,7 @@ def _one_round(
     # Where it holds, what the bias adds up is all that the aggregation error needs: no second look at each client.
     alike = not starts and _all_alike(strategy, server, broadcasts.values())
     error = None if alike else _aggregation_error(strategy, server, seeds.derive(seed, "bias", number))
+    seal = None if privacy is None else _seal(privacy, server, strategy, clients[0], training)
     ledgers = {client_id: broadcast.ledger for client_id, broadcast in broadcasts.items()}
 
     def observe(update: ClientUpdate, norm: float) -> None:
@@ -196,6 +169,7 @@ def _one_round(
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
+        seal=seal,
     )
     reason = None
     try:
@@ -232,7 +206,20 @@ def _one_round(
         simulated_seconds=plan.seconds,
         flushed=plan.flushed,
     )
+    if privacy is not None and seal is not None:
+        record = withheld(record, privacy, seal, _traffic(strategy, server, clients[0]), strategy.metrics(after))
+        schedule = pace.after(server, clients, plan, ())
+        return replace(after, round=number, schedule=schedule, privacy=seal.after()), record
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
+
+
+def _seal(
+    privacy: ClientPrivacy, server: ServerState, strategy: Strategy, client: ClientInfo, training: Training
+) -> ClientSeal:
+    """Return what the round's updates go into: it knows what they hold before anybody has delivered."""
+    number = server.round + 1
+    delta = {name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)}
+    return privacy.seal(server, delta, extras(strategy, server, client, training(number)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,27 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
 from fedit import tensors
 from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
 from fedit.types import ClientFailure, ClientUpdate, Tensors
+
+
+class Seal(Protocol):
+    """What the updates of a sealed cohort go into, and all that comes out of it."""
+
+    @property
+    def participation(self) -> float:
+        """Share of the whole federation that the mean stands for, whoever delivered."""
+
+    def fits(self, update: ClientUpdate) -> bool:
+        """Whether an update has the tensors that every client sends."""
+
+    def mean(self, updates: Iterable[ClientUpdate]) -> ClientUpdate:
+        """Return the mean that may be seen; ``updates`` are those that are usable, none maybe."""
 
 
 class Updates:
@@ -19,7 +34,8 @@ class Updates:
     its delta, as it passes. Deltas are flat (`fedit.tensors.Flat`) from here on.
 
     A sealed cohort shows its mean alone: under secure aggregation and central differential privacy nobody
-    may see one client's update.
+    may see one client's update. Where there is a seal, the mean is made by it, nothing passes by it (neither
+    ``observe`` nor ``deltas``), and a cohort of nobody has a mean, too.
 
     adapter: what the clients started from; starts: by client id, what those started from that did not.
     uploads: which of its tensors a client sends.
@@ -41,6 +57,7 @@ class Updates:
         weights: Mapping[str, float] | None = None,
         announced: Mapping[str, int] | None = None,
         sealed: bool = False,
+        seal: Seal | None = None,
     ) -> None:
         self._results = results
         self._adapter = adapter
@@ -52,7 +69,8 @@ class Updates:
         self._weights = weights
         self._delivered = 0.0
         self._consumed = False
-        self.sealed = sealed
+        self.sealed = sealed or seal is not None
+        self._seal = seal
         self.alike = True
         self.deltas = tensors.RunningMean()
         self.failures: list[ClientFailure] = []
@@ -76,6 +94,8 @@ class Updates:
 
         A sum over clients of which only a cohort delivered is this times the cohort's mean.
         """
+        if self._seal is not None:
+            return self._seal.participation
         return 1.0 if self._weights is None else self._delivered / sum(self._weights.values())
 
     def trained(self, update: ClientUpdate) -> Tensors:
@@ -109,7 +129,7 @@ class Updates:
             elif problem := self._problem(result):
                 self.reject(result, problem)
             elif result.weight > 0:
-                yield self._accept(result)
+                yield self._accept(result) if self._seal is None else _flat(result)
 
     def mean(self) -> ClientUpdate:
         """Return the mean of deltas and extras, weighted by ``weight``, as one update.
@@ -118,6 +138,8 @@ class Updates:
             NoUpdates: nobody delivered.
             ConfigError: clients have adapters of several ranks.
         """
+        if self._seal is not None:
+            return self._seal.mean(self._accepted())
         extra = tensors.RunningMean()
         count, examples, round_ = 0, 0, 0
         for update in self._accepted():
@@ -132,8 +154,7 @@ class Updates:
         return ClientUpdate("mean", round_, examples, self.deltas.weight, self.deltas.value(), extra.value())
 
     def _accept(self, update: ClientUpdate) -> ClientUpdate:
-        if tensors.can_flatten(update.delta):
-            update = replace(update, delta=tensors.flatten(update.delta))
+        update = _flat(update)
         if self._weights is not None:
             self._delivered += self._weights[update.client_id]
         self.alike = self.alike and tensors.layout_of(update.delta) is self._layout
@@ -167,4 +188,13 @@ class Updates:
         most = self._announced.get(update.client_id, update.num_examples)
         if update.num_examples > most:
             return f"it claims {update.num_examples} examples and has announced {most}"
+        if self._seal is not None and not self._seal.fits(update):
+            return "it sends other tensors beside its change than those of its strategy"
         return None
+
+
+def _flat(update: ClientUpdate) -> ClientUpdate:
+    """Return the update with a flat delta, where that can be."""
+    if tensors.can_flatten(update.delta):
+        return replace(update, delta=tensors.flatten(update.delta))
+    return update
