@@ -11,7 +11,7 @@ from fedit.compute import Here
 from fedit.data.manifest import Partition
 from fedit.errors import ConfigError, RunFolderError
 from fedit.events import EventLog
-from fedit.files import write_json
+from fedit.files import read_json, write_json
 from fedit.job import Job
 from fedit.launch import CANARIES, check_same, same_settings
 from fedit.prepare import assemble
@@ -24,6 +24,8 @@ from fedit.privacy.audit.secrets import secrets_of
 from fedit.privacy.audit.separation import LEVEL
 from fedit.privacy.audit.shadows import Plan, plan, shadow_confidence
 from fedit.privacy.audit.subjects import Subject, subjects_of
+from fedit.privacy.ledger import FILE as LEDGER
+from fedit.privacy.ledger import Ledger
 from fedit.report.record import AUDIT
 from fedit.report.run_report import run_report
 from fedit.report.write import write_report
@@ -103,7 +105,9 @@ def _content(job: Job, folder: Path, options: AuditOptions, say: Say) -> dict[st
     final, base = subjects[-1], subjects[0].read().adapter
     secrets = secrets_of(job, job.canaries, options.references)
     drawn = Drawn(job, events, folder)
-    auditor = Auditor(job, drawn, secrets, base, options.rows, final.round)
+    claim = _claim(job, folder)
+    delta = float(str(claim["delta"])) if claim else 0.0
+    auditor = Auditor(job, drawn, secrets, base, options.rows, final.round, delta)
     rows = auditor.rows(final)
     planned = _planned(job, drawn, rows, final, options)
     _tell_cost(compute, auditor, subjects, planned, say)
@@ -118,10 +122,20 @@ def _content(job: Job, folder: Path, options: AuditOptions, say: Say) -> dict[st
         "confidence": LEVEL,
         "chance_exposure": CHANCE,
         "extrapolation": "skew normal" if can_extrapolate() else "left out: SciPy is not installed",
+        "claim": claim,
         "shadows": None if planned is None else asdict(planned),
         "models": models,
         "warnings": _warnings(models),
     }
+
+
+def _claim(job: Job, folder: Path) -> dict[str, object] | None:
+    """Return what the run claims to have spent at most, on any unit, as its ledger says; None without a claim."""
+    path = folder / LEDGER
+    if not path.is_file():
+        return None
+    delta = float(read_json(path)["delta"])
+    return {"unit": job.config.privacy, "epsilon": Ledger(path, delta).most().value, "delta": delta}
 
 
 def _planned(job: Job, drawn: Drawn, rows: Compared, final: Subject, options: AuditOptions) -> Plan | None:
