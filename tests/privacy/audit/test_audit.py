@@ -100,8 +100,6 @@ def test_members_are_the_rows_that_were_drawn_and_no_canaries(audited):
         tokens = sum(event["tokens"] for event in said if event["client"] == client)
         assert sum(lengths[row] * times for row, times in own.items()) == tokens
     assert drawn.within("client-1", 1) + drawn.within("client-1", 2) == counts["client-1"]
-        steps, abs=3
-    )  # canaries repeat
     rows = compared(job, counts["client-1"], 40, client="client-1")
     planted = {row_id(canary.row) for canary in job.canaries}
     assert {row_id(row) for row in rows.members} <= set(counts["client-1"]) - planted
