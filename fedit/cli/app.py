@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import aggregate, chat, data, deploy, doctor, judge, listing, privacyaudit, report, run, study, ui
+from fedit.cli import (
+    aggregate,
+    chat,
+    data,
+    deploy,
+    doctor,
+    judge,
+    listing,
+    privacy,
+    privacyaudit,
+    report,
+    run,
+    study,
+    ui,
+)
 
 app = typer.Typer(
     name="fedit",
@@ -36,7 +50,8 @@ app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
-app.add_typer(privacyaudit.app, name="privacy")
+app.add_typer(privacy.app, name="privacy")
+privacy.app.command("audit", epilog=privacyaudit.EPILOG)(privacyaudit.audit)
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)

@@ -151,8 +151,8 @@ class LiveRun:
 
     def _on_budget(self, event: Event) -> None:
         self._line(
-            f"ended after round {event['round']} of {event['rounds']}: epsilon {_epsilon(event['epsilon'])} is spent, "
-            f"and another round would go beyond {_epsilon(event['limit'])}; the last model is kept",
+            f"ended after round {event['round']} of {event['rounds']}: epsilon {_epsilon(event['epsilon'])} is "
+            f"spent, and another round would go beyond {_epsilon(event['limit'])}; the last model is kept",
             "yellow",
         )
 

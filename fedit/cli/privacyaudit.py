@@ -17,10 +17,6 @@ fedit privacy audit runs/first --rounds 0 --json
 fedit privacy audit runs/first --shadows 8"""
 
 
-app = typer.Typer(help="Privacy: accounting, planning, reports.", no_args_is_help=True)
-
-
-@app.command("audit", epilog=EPILOG)
 def audit(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished simulation.")],
     rows: Annotated[

@@ -73,7 +73,8 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out_rows": len(job.held_out),
         **totals(federated.events),
         "adapter_round": federated.round,
-        "failed_updates": named["client_failed"],
+        # Where clients are private, who failed is withheld, and how many.
+        "failed_updates": None if job.config.privacy == "client" else named["client_failed"],
         "dropped_clients": named["client_dropped"],
         "left_under_way": sum(len(clients) for clients in waiting if isinstance(clients, list)),
         "held_out": {
@@ -170,14 +171,15 @@ def not_heard(summary: Mapping[str, object]) -> str:
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
+    failed = "withheld" if summary["failed_updates"] is None else summary["failed_updates"]
     lines = [
         f"# {folder.name}",
         "",
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}"
-        f"{_protected(summary)}",
+        f"Failed updates: {failed}.{not_heard(summary)}{_simulated(summary)}"
+        f"{protected(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
         f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
@@ -228,7 +230,7 @@ def _privacy(events: Sequence[Event]) -> dict[str, object]:
     return {"privacy": {**promised, **last, "rounds": len(spent), "budget_spent": ended}}
 
 
-def _protected(summary: Mapping[str, object]) -> str:
+def protected(summary: Mapping[str, object]) -> str:
     """Return what was spent, in words; nothing where nothing was promised."""
     if "privacy" not in summary:
         return ""
