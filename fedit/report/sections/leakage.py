@@ -170,7 +170,7 @@ def _rounds_figure(audit: Audit) -> Figure | None:
     uploads = [model for model in audit.models if model.kind == "upload" and model.attacks]
     series = [_followed(of_all, score, SCORES[score], emphasis=score == "reference") for score in SHOWN]
     if uploads:
-        series.append(_followed(uploads, "reference", "single uploads, loss against what was sent"))
+        series.append(_followed(uploads, "reference", "single uploads"))
     series = [one for one in series if len(one.points) > 1]
     if not series:
         return None
@@ -180,7 +180,7 @@ def _rounds_figure(audit: Audit) -> Figure | None:
         "Membership over the rounds",
         Lines(Axis("round", whole=True), Axis("AUC", ".2f"), tuple(series), (Reference("guessing", 0.5),)),
         f"AUC after rounds. At the end, {said}.",
-        "Bands are intervals; of several uploads in a round the mean is shown.",
+        "Bands are intervals. Of single uploads: loss against what was sent, the mean over those of a round.",
     )
 
 
