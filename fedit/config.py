@@ -256,6 +256,15 @@ class RunConfig(BaseModel):
     """Mask updates so that the server learns nothing but a cohort's sum."""
     secure_aggregation_options: dict[str, int | float | str | bool] = Field({}, json_schema_extra=_in("privacy"))
     """Options of the secure aggregation, by name."""
+    canaries: Annotated[int, Field(ge=0)] = Field(0, json_schema_extra=_in("privacy"))
+    """Made-up secrets planted among rows of a simulation, by which fedit privacy audit measures what is learnt by
+    heart; 0: none."""
+    canaries_options: dict[str, int | list[int] | list[str]] = Field({}, json_schema_extra=_in("privacy"))
+    """Options of the canaries, by name: repetitions (1, 4 and 16 times), clients (how many hold some, or their
+    ids)."""
+    keep_uploads: Annotated[int, Field(ge=0)] | list[str] = Field(0, json_schema_extra=_in("privacy"))
+    """Clients of a simulation whose single uploads are kept for fedit privacy audit: how many, drawn by the seed,
+    or their ids."""
 
     # --- evaluation ---
     eval_every: PositiveInt = Field(1, json_schema_extra=_in("evaluation"))
@@ -414,6 +423,18 @@ class RunConfig(BaseModel):
             (
                 bool(self.secure_aggregation_options) and not self.secure_aggregation,
                 "secure_aggregation_options are given, but secure_aggregation is off; set it to true",
+            ),
+            (
+                bool(self.keep_uploads) and self.secure_aggregation,
+                "keep_uploads keeps what secure_aggregation hides, single uploads; leave it at 0",
+            ),
+            (
+                bool(self.canaries_options) and self.canaries == 0,
+                "canaries_options are given, but canaries is 0; set it to how many there are to be",
+            ),
+            (
+                self.objective == "dpo" and self.canaries > 0,
+                "canaries have no rejected answers, which objective=dpo compares; set canaries to 0",
             ),
             *(self._bad_amount(name) for name in ("held_out", "validation")),
         ]

@@ -12,11 +12,13 @@ from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
 from fedit.engines.private import PrivateClients
+from fedit.engines.uploads import UPLOADS, KeepUploads
 from fedit.errors import RunFolderError
 from fedit.estimate import tokens_per_round
 from fedit.events import NOT_EVALUATED, Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
+from fedit.planting import kept_of
 from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.example import ExampleLevel
 from fedit.privacy.ledger import FILE as LEDGER
@@ -68,6 +70,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
     if job.example_level is not None:
         ledger = _ledger_of_examples(job.example_level, job.sizes, folder, log)
         engine = PrivateClients(engine, arm.strategy, job.example_level, ledger)
+    if _is_federation(arm) and (kept := kept_of(job.config, arm.clients)):
+        engine = KeepUploads(engine, folder / UPLOADS, kept, arm.strategy, arm.transforms, compute.initial())
     privacy = None if arm.privacy is None else arm.privacy(folder / LEDGER)
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(

@@ -12,6 +12,7 @@ from fedit import seeds, stacked
 from fedit.cohort import cohort_size, draw_unseen
 from fedit.config import RunConfig
 from fedit.crew import Crew, follower_environments
+from fedit.data.canaries import Canary
 from fedit.data.examples import Corpus, Example, Message, row_id
 from fedit.data.manifest import Partition
 from fedit.data.pairs import PairRow
@@ -39,11 +40,12 @@ class Job:
     """All that a run needs. The model is loaded when it is first asked for, after all cheap checks.
 
     hostile:  ids of the clients that attack.
-    poisoned: what every client trains on where rows are poisoned; empty: the partition's rows.
+    poisoned: what every client trains on where rows are poisoned or canaries planted; empty: the partition's rows.
     policy:   rows of the agreed policy that the server defends with, where it has any.
     table:    tokens of every row of the corpus, with the chosen answers where rows are preferences to learn from.
     rejected: the same with the rejected answers; None: no preferences are learnt.
     reference_gaps: of evaluated pairs by part, as `PairRow.reference`, once they were asked for.
+    canaries: secrets among the clients' rows by which leakage is measured.
     elsewhere: client -> rows, where clients keep theirs on machines of their own; empty: all rows are here.
     """
 
@@ -63,6 +65,7 @@ class Job:
     rejected: TokenTable | None = None
     reference_gaps: dict[str, torch.Tensor] = field(default_factory=dict)
     elsewhere: Mapping[str, int] = field(default_factory=dict)
+    canaries: tuple[Canary, ...] = ()
 
     @cached_property
     def model(self) -> AdaptedModel:
@@ -277,7 +280,7 @@ def _sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
 def all_rows(
     corpus: Corpus, poisoned: Mapping[str, tuple[Example, ...]], policy: tuple[Example, ...]
 ) -> tuple[Example, ...]:
-    """Return every row that is tokenised: the corpus first, then what only an attack or a defence has."""
+    """Return every row that is tokenised: the corpus first, then what an attack, a defence or an audit adds."""
     return (*corpus.all(), *(row for rows in poisoned.values() for row in rows), *policy)
 
 

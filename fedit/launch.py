@@ -36,6 +36,9 @@ from fedit.runfolder import (
     to_yaml,
 )
 
+CANARIES = "canaries.json"
+"""Secrets that were planted, and with whom."""
+
 CHANGES = {
     "data": "the data",
     "model": "the base model",
@@ -79,6 +82,8 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
         write_text(folder / "resolved.yaml", to_yaml(job.config))
         write_json(folder / "environment.json", environment())
         job.partition.save(folder / "partition.json")
+        if job.canaries:
+            write_json(folder / CANARIES, [canary.as_dict() for canary in job.canaries])
         write_json(folder / "run.json", identity_of(job))
         with closing(job):
             return go(job, compute_of(job, pool, folder), folder, listener)
@@ -94,7 +99,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
     identity = read_identity(folder)
     if (finished := read_summary(folder)) is not None:
         return Result(folder, finished)
-    config = _same_settings(folder, identity)
+    config = same_settings(folder, identity)
     threads = identity.get("num_threads")
     num_threads = threads if isinstance(threads, int) else None
     with only_worker(folder), pool_of(config, folder, num_threads) as pool:
@@ -108,7 +113,7 @@ def resume(folder: str | Path, *, listener: Listener | None = None) -> Result:
             return go(job, compute_of(job, pool, folder), folder, listener)
 
 
-def _same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
+def same_settings(folder: Path, identity: Mapping[str, object]) -> RunConfig:
     """Return the settings of an interrupted run, after making sure that they did not change."""
     config = read_config(folder)
     if settings_hash(config) != identity.get("settings"):

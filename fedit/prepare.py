@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from fedit import seeds
 from fedit.config import RunConfig
 from fedit.corpus import for_objective, held_out_amount, load_corpus, without_empty_answers
+from fedit.data.canaries import with_canaries
 from fedit.data.check import refuse_if_nothing_learnt
 from fedit.data.examples import Corpus, Example, fingerprint, row_id
 from fedit.data.manifest import DEPLOYMENT, Partition, build
@@ -28,6 +29,7 @@ from fedit.model.hardware import choose_device
 from fedit.model.loading import context_length, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.pacing import pace_of
+from fedit.planting import canaries_of, kept_of
 from fedit.privacy import example
 from fedit.privacy.setup import refuse_unprotected, with_noise
 from fedit.ranks import check_ranks, with_rank
@@ -50,6 +52,7 @@ def prepare(
     job = assemble(config, say, num_threads)
     check_strategy(job, job.strategy)
     pace_of(job.config, job.strategy, list(job.seen), lambda client: 0)  # refuses what cannot work
+    kept_of(job.config, job.seen)
     if not job.held_out:
         raise DataError(
             f"nothing of '{job.corpus.name}' is held out, so nothing could be measured; set held_out to some rows."
@@ -92,6 +95,8 @@ def assemble(
     )
     hostile = tuple(hostile_of(config, partition.clients, strategy))
     poisoned = rows_under_attack(config, partition.client_examples(corpus), hostile)
+    if canaries := canaries_of(config, partition.clients, strategy):
+        poisoned = with_canaries(poisoned or partition.client_examples(corpus), canaries)
     policy = policy_of(config)
     table, rejected = tokens_of(config, all_rows(corpus, poisoned, policy), tokenizer, template)
     job = Job(
@@ -109,6 +114,7 @@ def assemble(
         poisoned,
         policy,
         rejected,
+        canaries=canaries,
     )
     refuse_if_nothing_learnt(table, corpus.all(), partition.clients)
     return job

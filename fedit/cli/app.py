@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import aggregate, chat, data, deploy, doctor, judge, listing, privacy, report, run, study, ui
+from fedit.cli import (
+    aggregate,
+    chat,
+    data,
+    deploy,
+    doctor,
+    judge,
+    listing,
+    privacy,
+    privacyaudit,
+    report,
+    run,
+    study,
+    ui,
+)
 
 app = typer.Typer(
     name="fedit",
@@ -37,6 +51,7 @@ app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
+privacy.app.command("audit", epilog=privacyaudit.EPILOG)(privacyaudit.audit)
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)

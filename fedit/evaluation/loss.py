@@ -77,7 +77,7 @@ def row_losses(
     """
     found = [_Sums(len(own)) for own in rows]
     with torch.no_grad():
-        for members in _passes(model, rows)[share[0] :: share[1]]:
+        for members in cut_into_passes(model, rows)[share[0] :: share[1]]:
             chosen = [[rows[index][i] for i in own] for index, own in members]
             if model.fast is not None:
                 used = [adapters[index] for index, _ in members]
@@ -118,7 +118,7 @@ def _add(
         own.sums[row], own.counts[row], own.correct[row] = losses[place], counts[place], correct[place]
 
 
-def _passes(model: AdaptedModel, rows: Sequence[Sequence[TokenRow]]) -> list[list[tuple[int, list[int]]]]:
+def cut_into_passes(model: AdaptedModel, rows: Sequence[Sequence[TokenRow]]) -> list[list[tuple[int, list[int]]]]:
     """Return passes of (adapter, its rows): the passes that each would make alone, small ones put together."""
     passes: list[list[tuple[int, list[int]]]] = []
     room = 0

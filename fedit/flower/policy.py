@@ -159,6 +159,10 @@ class Policy(BaseModel):
         """Yield all reasons, those first that concern the whole job."""
         if config.attack:
             yield _sentence("attack", f"the job has attack={_short(config.attack)}", "none outside a simulation")
+        for name in ("canaries", "keep_uploads"):
+            if getattr(config, name):
+                asked = f"the job has {name}={_short(getattr(config, name))}"
+                yield _sentence(name, asked, "none outside a simulation")
         yield from self._custom_code(config)
         yield from _not_among("models", self.models, "model", config.model)
         yield from _not_among("tunings", self.tunings, "tuning", config.tuning)

@@ -12,6 +12,8 @@ Asks = Callable[[RunConfig], bool]
 REFUSED: dict[str, tuple[Asks, str]] = {
     "compare": (lambda c: bool(c.compare), "baselines need all rows in one place"),
     "attack": (lambda c: bool(c.attack), "hostile clients are for simulations"),
+    "canaries": (lambda c: c.canaries > 0, "made-up secrets are planted among rows of simulations only"),
+    "keep_uploads": (lambda c: bool(c.keep_uploads), "single uploads are kept in simulations only"),
     "defence_steps": (lambda c: c.defence_steps > 0, "the server holds no rows to tune on"),
     "personal_evaluation": (lambda c: c.personal_evaluation, "the server does not see what clients run"),
     "unseen_clients": (lambda c: c.unseen_clients > 0, "only simulations know who was never asked"),

@@ -20,7 +20,7 @@ from fedit.data.tokens import TokenRow
 from fedit.errors import ModelError
 from fedit.model.batch import Batch, collate, micro_batches
 from fedit.model.examples import ExampleGradients, Examples, Recorder
-from fedit.model.fast import architecture, varlen
+from fedit.model.fast import architecture, head, varlen
 from fedit.model.fast.decode import Choose, Prompt, decode, likeliest
 from fedit.model.fast.layout import Layout
 from fedit.model.fast.linear import Dropout
@@ -268,6 +268,13 @@ class AdaptedModel:
             return self._score(batch)
         return self._fast.score(batch, [self._running], [self.scale])
 
+    def target_moments(self, batch: Batch | Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ln p of every target, and mean and deviation of ln p under p there, each (targets,)."""
+        if not isinstance(batch, Batch):
+            return self._fast.moments(batch, [self._running], [self.scale])
+        logits = self._logits_at_targets(batch)
+        return head.moments(logits if logits.dtype == torch.float64 else logits.float(), batch.targets)
+
     @property
     def _running(self) -> Mapping[str, Tensor]:
         """The loaded adapter with its ledger."""
@@ -283,6 +290,13 @@ class AdaptedModel:
         layout = self._fast.lay_out(rows)
         scores, likeliest = self._fast.score(layout, *self._ready(adapters))
         return scores, likeliest, layout.row_of_target
+
+    def stacked_target_moments(
+        self, rows: Sequence[Sequence[TokenRow]], adapters: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Return `target_moments` of the rows of several adapters, and which row, in order, each target is of."""
+        layout = self._fast.lay_out(rows)
+        return self._fast.moments(layout, *self._ready(adapters)), layout.row_of_target
 
     def stacked_log_probabilities(
         self,

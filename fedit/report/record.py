@@ -20,6 +20,9 @@ COUNTS = "partition-counts.json"
 PERSONAL = "personal.json"
 """What every client runs for itself, where the run measured that."""
 
+AUDIT = "audit.json"
+"""What models and uploads tell of the rows that were trained on, where the run was audited."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArmRecord:
@@ -39,7 +42,7 @@ class RunRecord:
     """What a finished run left.
 
     arms:     by name: base, federated, then the baselines in the order of their names.
-    personal: the content of ``personal.json``; empty if there is none.
+    personal: the content of ``personal.json``; empty if there is none. audit: of ``audit.json``, likewise.
     """
 
     name: str
@@ -50,6 +53,7 @@ class RunRecord:
     holdings: Mapping[str, Holding]
     arms: Mapping[str, ArmRecord]
     personal: Mapping[str, object] = field(default_factory=dict)
+    audit: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def federated(self) -> ArmRecord:
@@ -101,7 +105,7 @@ def read_run(folder: Path) -> RunRecord:
         read_json(folder / "summary.json"),
         _holdings(folder),
         arms,
-        read_json(folder / PERSONAL) if (folder / PERSONAL).is_file() else {},
+        *(read_json(folder / name) if (folder / name).is_file() else {} for name in (PERSONAL, AUDIT)),
     )
 
 

@@ -9,10 +9,12 @@ from fedit.data.manifest import DEPLOYMENT
 from fedit.events import Event
 from fedit.privacy.report import Statement, stated
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text
+from fedit.report.leakage import audit_of
 from fedit.report.numbers import Estimate, number_text, shrunk, wilson
 from fedit.report.record import BASE, FEDERATED, RunRecord, mapping, number, numbers, read_run
 from fedit.report.sections.clients import clients_section, partition_section
 from fedit.report.sections.curves import ArmCurve, ClientLosses, Points, curves_section
+from fedit.report.sections.leakage import leakage_section
 from fedit.report.sections.personal import Client, personal_section
 from fedit.report.sections.results import (
     Answered,
@@ -76,6 +78,7 @@ def run_report(folder: Path, more: Sequence[Section] = ()) -> Document:
         ),
         communication_section(rounds, evaluations, run.federated.named("under_way")),
         _examples(run),
+        leakage_section(audit_of(run.audit)),
         _privacy(run),
     ]
     summary = run.summary

@@ -61,6 +61,15 @@ class Head:
                 torch.mm(logits, self.weight, out=scores.gradient[rows])
         return scores
 
+    def moments(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ln p of every target, and mean and deviation of ln p under p there, each (targets,)."""
+        found = [
+            moments(self.logits(x[start : start + self._few]), targets[start : start + self._few])
+            for start in range(0, len(x), self._few)
+        ]
+        own, mean, deviation = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return own, mean, deviation
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the scores of every token after x (rows, width): float32 (rows, vocabulary), for few rows."""
         logits = torch.mm(x, self.weight.T)
@@ -73,3 +82,15 @@ class Head:
             shape = (self._rows, self.weight.shape[0])
             self._memory[dtype] = torch.empty(shape, dtype=dtype, device=self.weight.device)
         return self._memory[dtype][:rows]
+
+
+def moments(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ln p of every target, and mean and deviation of ln p under p, each (rows,), by logits (rows, V)."""
+    scores = logits.log_softmax(-1)
+    shares = scores.exp()
+    own = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
+    # Below, p is 0 in any precision, and so is its product with ln p, were that minus infinity.
+    known = scores.clamp(min=-1e4)
+    mean = torch.linalg.vecdot(shares, known)
+    deviation = torch.linalg.vecdot(shares, (known - mean.unsqueeze(1)).square()).sqrt()
+    return own, mean, deviation

@@ -102,6 +102,14 @@ class FastModel:
         assert scores.likeliest is not None
         return scores.log_probability, scores.likeliest
 
+    def moments(
+        self, layout: Layout, adapters: Sequence[Mapping[str, Tensor]], scales: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ln p of every target, and mean and deviation of ln p under p there; nothing is kept."""
+        with torch.no_grad():
+            hidden = Pass(self, layout, self.stage(adapters, scales), None, keep=False).hidden()
+            return self.architecture.head.moments(hidden, layout.targets)
+
     def layer_outputs(
         self,
         layout: Layout,

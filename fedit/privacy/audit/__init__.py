@@ -1,0 +1,1 @@
+"""The leakage audit: what a run's models and uploads tell of the rows that were trained on."""
