@@ -10,6 +10,7 @@ from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import check_strategy
+from fedit.privacy.secagg.summing import Securely
 from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -26,6 +27,7 @@ class Arm:
 
     clients: client id -> ids of the partition's clients whose rows it holds.
     describe: (client, number of rows) -> what the server knows of it.
+    secure:   how updates are added up so that nobody sees one; None: they are sent as they are.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Arm:
     min_clients: int
     transforms: Sequence[Transform] = ()
     describe: Callable[[str, int], ClientInfo] = ClientInfo
+    secure: Securely | None = None
 
 
 class ArmRows(Mapping[str, Sequence[Learnt]]):
@@ -88,6 +91,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         job.config.min_clients,
         job.transforms,
         job.client_info,
+        job.secure,
     )
 
 

@@ -23,6 +23,8 @@ from fedit.model.hardware import choose_device, places
 from fedit.model.loading import load_base
 from fedit.model.sources import ModelSource
 from fedit.objectives import Learnt, rows_of
+from fedit.privacy.secagg.settings import build_secure_aggregation
+from fedit.privacy.secagg.summing import Securely
 from fedit.ranks import ranks_of_clients
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -147,6 +149,14 @@ class Job:
     def cohort_size(self) -> int:
         """Clients of a round: as many as are asked, or arrive where rounds are of arrivals."""
         return self.strategy.buffer or self.asked
+
+    @cached_property
+    def secure(self) -> Securely | None:
+        """How updates are added up so that nobody sees one; None: they are sent as they are."""
+        if not self.config.secure_aggregation:
+            return None
+        options = build_secure_aggregation(self.config.secure_aggregation_options)
+        return Securely(options, self.config.weighting)
 
     @cached_property
     def places(self) -> int:

@@ -28,6 +28,7 @@ from fedit.model.hardware import choose_device
 from fedit.model.loading import context_length, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.pacing import pace_of
+from fedit.privacy.secagg.suited import refuse_unsuited
 from fedit.ranks import check_ranks, with_rank
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy, refuse_factors_only
@@ -166,6 +167,8 @@ def check_strategy(job: Job, strategy: Strategy) -> None:
             f"strategy '{type(strategy).__name__}' as it is set trains what is a client's own after the rounds; "
             "set personal_evaluation=true and personal_steps to how many steps that takes."
         )
+    if job.secure is not None:
+        refuse_unsuited(job.secure.options, job.config, strategy, job.transforms, job.asked)
     strategy.check_cohort(strategy.buffer or job.asked, job.seen)
 
 

@@ -10,6 +10,7 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
+from fedit.privacy.secagg.summing import Securely, SecureSum
 from fedit.rehearsal import refuse_larger_ranks
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -34,6 +35,7 @@ class RoundRecord:
     reason: why the strategy could not aggregate; None where it did.
     simulated_seconds: that it took on the virtual clock; None: there is none.
     flushed: whether its buffer was not full and could not fill any more.
+    members: whose updates are in the sum, where nothing else is known of any of them; ``clients`` is empty then.
     """
 
     round: int
@@ -53,6 +55,12 @@ class RoundRecord:
     reason: str | None = None
     simulated_seconds: float | None = None
     flushed: bool = False
+    members: Sequence[str] = ()
+
+    @property
+    def delivered(self) -> int:
+        """How many updates were used."""
+        return len(self.members or self.clients)
 
 
 @dataclass(slots=True)
@@ -108,6 +116,7 @@ def run_rounds(
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
     transforms: Sequence[Transform] = (),
+    secure: Securely | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -119,6 +128,7 @@ def run_rounds(
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
+    secure:     how updates are added up so that nobody sees one; None: they are sent as they are.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -132,7 +142,7 @@ def run_rounds(
     empty = 0
     while server.round < rounds:
         server, record = _one_round(
-            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms
+            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms, secure
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -140,7 +150,7 @@ def run_rounds(
         if empty == MOST_EMPTY_ROUNDS and record.cohort:
             first = next(iter([*record.failures, *record.dropped]), None)
             cause = f" First of them: {first.client_id}: {first.reason}." if first else ""
-            if record.reason and len(record.clients) >= min_clients:
+            if record.reason and (record.delivered >= min_clients or secure is not None):
                 raise RoundError(f"round {record.round}, as the {empty - 1} before: {record.reason}.{cause}")
             raise RoundError(
                 f"round {record.round}: fewer than min_clients={min_clients} of {len(record.cohort)} clients "
@@ -159,6 +169,7 @@ def _one_round(
     seed: int,
     min_clients: int,
     transforms: Sequence[Transform],
+    secure: Securely | None,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
@@ -188,14 +199,16 @@ def _one_round(
             trained = strategy.factors(updates.trained(update))
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
+    addition = None if secure is None else _addition(secure, strategy, server, plan.asked, min_clients)
     updates = Updates(
-        _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
+        () if addition else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
         server.adapter,
         observe,
         starts=starts,
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
+        total=None if addition is None else lambda: addition.of(engine.run, tasks),
     )
     reason = None
     try:
@@ -203,13 +216,17 @@ def _one_round(
     except NoUpdates as nobody:
         after, reason = server, str(nobody)
     used = tally.used(updates)
-    aggregated = reason is None and len(used) >= min_clients
+    summed = updates.summed
+    delivered = len(used) if summed is None else len(summed.clients)
+    aggregated = reason is None and delivered >= min_clients
     state = after if aggregated else server
     mean = updates.deltas.value() if updates.alike else {}
     diagnostics = {**drift.report(mean), **bias.report(mean)}
+    if summed is not None:
+        diagnostics["mean_update_norm"] = tensors.norm(mean)
     if aggregated:
         diagnostics |= strategy.metrics(after)
-        if alike:
+        if alike and summed is None:
             diagnostics |= bias.error(mean, after.adapter, (server.ledger, after.ledger), server.scale)
         elif error is not None:
             diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
@@ -217,20 +234,21 @@ def _one_round(
         round=number,
         cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
-        failures=updates.failures,
+        failures=addition.failures if addition else updates.failures,
         dropped=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped],
         aggregated=aggregated,
-        loss=_mean_loss(used),
-        tokens=tally.tokens,
-        bytes_up=up.bytes,
-        bytes_down=bytes_down,
-        raw_bytes_up=up.raw_bytes,
+        loss=_mean_loss(used) if summed is None else summed.mean("loss"),
+        tokens=tally.tokens if summed is None else int(summed.figures.get("tokens", 0)),
+        bytes_up=addition.bytes_up if addition else up.bytes,
+        bytes_down=addition.bytes_down if addition else bytes_down,
+        raw_bytes_up=addition.raw_bytes_up if addition else up.raw_bytes,
         raw_bytes_down=sum(map(broadcast_bytes, [*broadcasts.values(), *in_vain])),
         seconds=time.perf_counter() - started,
         diagnostics=diagnostics,
         reason=reason,
         simulated_seconds=plan.seconds,
         flushed=plan.flushed,
+        members=() if summed is None else summed.clients,
     )
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
 
@@ -289,6 +307,15 @@ def _task(asked: Asked, sent: Broadcast, seed: int) -> ClientTask:
         asked.training,
         seeds.derive(seed, "train", asked.round, asked.client_id),
     )
+
+
+def _addition(
+    secure: Securely, strategy: Strategy, server: ServerState, asked: Sequence[Asked], min_clients: int
+) -> SecureSum:
+    """Return what adds up the updates of a round."""
+    number = server.round + 1
+    uploads = {name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)}
+    return secure.round(uploads, [one.client for one in asked], min_clients)
 
 
 def _arrivals(

@@ -1,14 +1,34 @@
 """The only view a strategy has of a cohort: its updates, once, or their mean."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedit import tensors
 from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
 from fedit.types import ClientFailure, ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A cohort's sum, where nobody may see a part of it.
+
+    delta, extra: float64, each update times its weight; weight: of all together.
+    clients:      who is in it.
+    figures:      sums of other numbers of theirs, by name.
+    """
+
+    delta: Tensors
+    extra: Tensors
+    weight: float
+    clients: Sequence[str]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def mean(self, figure: str) -> float | None:
+        """Return a figure that was added up by weight over all weights; None: it was not asked for."""
+        return self.figures[figure] / self.weight if figure in self.figures and self.weight else None
 
 
 class Updates:
@@ -26,6 +46,8 @@ class Updates:
     weights: what every client of the federation weighs, in this cohort or not, as far as that is known before
              training; None: this cohort is the federation.
     announced: examples by client id; who claims to have trained on more is screened out.
+    total:   what adds up the cohort where its updates cannot be seen even here; ``results`` are not read then.
+    summed:  that total, once it was asked for.
     deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
     alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
@@ -41,6 +63,7 @@ class Updates:
         weights: Mapping[str, float] | None = None,
         announced: Mapping[str, int] | None = None,
         sealed: bool = False,
+        total: Callable[[], Total] | None = None,
     ) -> None:
         self._results = results
         self._adapter = adapter
@@ -52,7 +75,9 @@ class Updates:
         self._weights = weights
         self._delivered = 0.0
         self._consumed = False
-        self.sealed = sealed
+        self._add_up = total
+        self.summed: Total | None = None
+        self.sealed = sealed or total is not None
         self.alike = True
         self.deltas = tensors.RunningMean()
         self.failures: list[ClientFailure] = []
@@ -118,6 +143,8 @@ class Updates:
             NoUpdates: nobody delivered.
             ConfigError: clients have adapters of several ranks.
         """
+        if self._add_up is not None:
+            return self._mean_of(self._add_up())
         extra = tensors.RunningMean()
         count, examples, round_ = 0, 0, 0
         for update in self._accepted():
@@ -130,6 +157,22 @@ class Updates:
                 "adapters of several ranks have no mean factor by factor; use a strategy for mixed ranks"
             )
         return ClientUpdate("mean", round_, examples, self.deltas.weight, self.deltas.value(), extra.value())
+
+    def _mean_of(self, total: Total) -> ClientUpdate:
+        """Return the mean of a cohort of which only the sum is seen."""
+        if self._consumed:
+            raise UpdatesConsumed("a cohort's sum is asked for once; keep what you need of it")
+        self._consumed = True
+        if total.weight <= 0:
+            raise NoUpdates("no client of the cohort delivered a usable update")
+        self.summed = total
+        if self._weights is not None:
+            self._delivered = sum(self._weights[client] for client in total.clients)
+        delta = tensors.scaled(total.delta, 1 / total.weight)
+        self.deltas.add(tensors.rounded(delta), total.weight)
+        extra = tensors.rounded(tensors.scaled(total.extra, 1 / total.weight))
+        examples = sum(self._announced.get(client, 0) for client in total.clients)
+        return ClientUpdate("mean", 0, examples, total.weight, self.deltas.value(), extra)
 
     def _accept(self, update: ClientUpdate) -> ClientUpdate:
         if tensors.can_flatten(update.delta):

@@ -13,6 +13,7 @@ from fedit.data.pairs import PairRow
 from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
 from fedit.objectives import Learnt, reference_gaps
+from fedit.privacy.secagg.members import Members
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -58,9 +59,11 @@ class Worker:
         store: ClientStore | None = None,
         crew: Crew | None = None,
         describe: Callable[[str, int], ClientInfo] = ClientInfo,
+        members: Members | None = None,
     ) -> None:
         """Take the model, the clients' rows and the algorithm.
 
+        members:  make its clients' part of secure aggregation, without which no update leaves then.
         describe: (client, number of rows) -> what the server knows of it.
         """
         self._trainer = Trainer(model, crew)
@@ -72,6 +75,7 @@ class Worker:
         self._transforms = transforms
         self._store = store or ClientStore()
         self._describe = describe
+        self._members = members
 
     def clients(self) -> list[ClientInfo]:
         """Return the clients whose data is here, in the order of their ids."""
@@ -93,6 +97,13 @@ class Worker:
 
         on_step: hears the index of a task and its progress after each of its steps.
         """
+        if self._members is not None:
+            return self._members.answer(tasks, partial(self._train_all, on_step))
+        return self._train_all(on_step, tasks)
+
+    def _train_all(
+        self, on_step: Callable[[int, Progress], None], tasks: Sequence[ClientTask]
+    ) -> list[ClientUpdate | ClientFailure]:
         down = Downlink(self._transforms)
         clients = [self._start(task, down) for task in tasks]
         for number in range(max((len(client.phases) for client in clients), default=0)):

@@ -67,7 +67,7 @@ class Flower:
     clock: Callable[[], float] = time.monotonic
     _clients: dict[str, tuple[ClientInfo, Node]] = field(default_factory=dict)
     _late: dict[str, _Work] = field(default_factory=dict)
-    _durations: list[float] = field(default_factory=list)
+    _durations: dict[str, list[float]] = field(default_factory=dict)
 
     def clients(self) -> Sequence[ClientInfo]:
         """Return all clients, sorted by id, once enough sites have said who they have.
@@ -87,7 +87,7 @@ class Flower:
     def run(self, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """Yield one result per task, in the order of the tasks, as soon as it can be had."""
         self._forget_late()
-        ends = self.clock() + self._round_deadline()
+        ends = self.clock() + self._deadline_of(tasks)
         failed: dict[str, ClientFailure] = {}
         work = self._work(tasks, failed)
         place = {task.client_id: (one, index) for one in work for index, task in enumerate(one.tasks)}
@@ -151,12 +151,13 @@ class Flower:
 
     # --- a round ---
 
-    def _round_deadline(self) -> float:
+    def _deadline_of(self, tasks: Sequence[ClientTask]) -> float:
+        """Return the seconds that some tasks may take; those of one stage take about as long in every round."""
         if self.deadline is not None:
             return self.deadline
-        if not self._durations:
+        if not (known := self._durations.get(tasks[0].stage if tasks else "")):
             return FIRST_DEADLINE
-        return max(SLACK * statistics.median(self._durations), SHORTEST_DEADLINE)
+        return max(SLACK * statistics.median(known), SHORTEST_DEADLINE)
 
     def _work(self, tasks: Sequence[ClientTask], failed: dict[str, ClientFailure]) -> list[_Work]:
         """Return what goes out, grouped by site; who cannot be asked now is in ``failed``."""
@@ -201,7 +202,7 @@ class Flower:
         for piece in pieces.values():
             identity.update(piece)
         return Parcel(
-            node_id, "train", {**header, "task_id": identity.hexdigest()}, pieces, 2 * self._round_deadline()
+            node_id, "train", {**header, "task_id": identity.hexdigest()}, pieces, 2 * self._deadline_of(tasks)
         )
 
     def _look(self, work: Sequence[_Work], ends: float) -> None:
@@ -257,7 +258,8 @@ class Flower:
         except (ValueError, KeyError, TypeError) as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
-        self._durations = [*self._durations, self.clock() - one.sent][-KEPT_DURATIONS:]
+        stage = one.tasks[0].stage
+        self._durations[stage] = [*self._durations.get(stage, []), self.clock() - one.sent][-KEPT_DURATIONS:]
 
     def _tell_trouble(self, one: _Work, reason: str, *, again: bool) -> None:
         self.tell("site_trouble", one.tasks[0].round, {"site": one.node.name, "reason": reason, "again": again})

@@ -33,6 +33,7 @@ from fedit.flower.wire import Envelope, Header
 from fedit.job import Job
 from fedit.objectives import Learnt, num_tokens
 from fedit.prepare import assemble
+from fedit.privacy.secagg.members import Members
 from fedit.store import ClientStore
 from fedit.types import ClientFailure, ClientTask, ClientUpdate, Tensors
 from fedit.worker import Worker
@@ -143,6 +144,9 @@ class SiteWorker:
         if isinstance(result, ClientFailure):
             self._audit.failed(run.name, result.round, result.client_id, result.reason)
             return result
+        if result.message:  # a stage of secure aggregation
+            self._audit.sent(run.name, result.round, result.client_id, result.extra, {}, sorted(result.message))
+            return result
         kept = self._policy.metrics(result.metrics)
         shown = result.num_examples if self._policy.reports("num_examples") else 1
         result = replace(result, num_examples=shown, metrics=kept)
@@ -194,6 +198,9 @@ class _Run:
             store=ClientStore(settings.folder / "state" / "clients" / safe_name(name)),
             crew=job.crew,
             describe=job.client_info,
+            members=None
+            if job.secure is None
+            else Members(job.secure.options, settings.folder / "state" / "secure" / safe_name(name)),
         )
         return cls(name, job, rows, worker, InProcess(worker, width=job.stack_width))
 

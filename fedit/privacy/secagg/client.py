@@ -7,6 +7,7 @@ both; so the server can take away a survivor's own mask or a drop-out's common o
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from fedit.errors import ProtocolError
 from fedit.privacy.secagg import shamir
@@ -43,6 +44,32 @@ class Session:
     seed: bytes = b""
     peers: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict)
     held: Mapping[str, bytes] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the fields, bytes in hexadecimal."""
+        return {
+            **{name: getattr(self, name).hex() for name in _SECRETS},
+            "client_id": self.client_id,
+            "round": self.round,
+            "stage": self.stage,
+            "peers": {peer: [key.hex() for key in keys] for peer, keys in self.peers.items()},
+            "held": {holder: letter.hex() for holder, letter in self.held.items()},
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """Return what `as_json` wrote; KeyError, TypeError or ValueError where it did not."""
+        return cls(
+            client_id=str(said["client_id"]),
+            round=int(said["round"]),
+            stage=str(said["stage"]),
+            peers={p: (bytes.fromhex(a), bytes.fromhex(b)) for p, (a, b) in said["peers"].items()},
+            held={holder: bytes.fromhex(letter) for holder, letter in said["held"].items()},
+            **{name: bytes.fromhex(said[name]) for name in _SECRETS},
+        )
+
+
+_SECRETS = ("session", "mask_key", "share_key", "seed")
 
 
 def begin(client_id: str, round: int, asked: AskKeys) -> tuple[Session, Keys]:

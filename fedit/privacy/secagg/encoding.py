@@ -75,4 +75,4 @@ class FixedPoint:
 
     def decode(self, total: Words) -> NDArray[np.float64]:
         """Return the sum of weighted values whose encodings add up to ``total``."""
-        return total.view(np.int64) * self.step
+        return np.multiply(total.view(np.int64), self.step, dtype=np.float64)

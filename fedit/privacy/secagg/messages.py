@@ -6,8 +6,10 @@ keys -> shares -> masked -> unmask.
 
 import base64
 import binascii
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self, TypeVar, cast
 
@@ -28,7 +30,7 @@ SESSION = 16
 LETTER = 2 * ELEMENT
 """Bytes of a letter: a share of the sender's private key of masks, then one of its seed."""
 SEALED = NONCE + LETTER + TAG
-MOST_WEIGHT = 1 << 40
+MOST_WEIGHT = 1 << 31
 FIGURES = ("weight", "loss", "tokens", "supervised_tokens", "unclipped")
 """Numbers that may be added up beside an update."""
 
@@ -121,9 +123,13 @@ class Masked(Message):
 
 @dataclass(frozen=True, slots=True)
 class AskUnmask(Message):
-    """Of a client and its neighbours: those whose vector came, and those who dropped out after sharing."""
+    """Of a client and its neighbours: those whose vector came, and those who dropped out after sharing.
+
+    cohort: SHA-256 over all whose vectors came, neighbours or not; see `named`.
+    """
 
     session: bytes
+    cohort: bytes
     survivors: tuple[str, ...]
     dropped: tuple[str, ...]
 
@@ -134,6 +140,11 @@ class Unmask(Message):
 
     seeds: dict[str, bytes]
     mask_keys: dict[str, bytes]
+
+
+def named(clients: Iterable[str]) -> bytes:
+    """Return a digest of a set of clients."""
+    return hashlib.sha256(json.dumps(sorted(clients)).encode()).digest()
 
 
 def _plain(value: object) -> object:
@@ -250,6 +261,7 @@ _READERS = cast(
         "noise": _number,
         "figures": _figures,
         "extras": _list(_extra, 1 << 16),
+        "cohort": _bytes(32),
         "survivors": _distinct,
         "dropped": _distinct,
         "seeds": _by_client(_bytes(ELEMENT)),

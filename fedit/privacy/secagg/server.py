@@ -28,6 +28,7 @@ from fedit.privacy.secagg.messages import (
     Masked,
     Shares,
     Unmask,
+    named,
 )
 
 MOST_EXTRAS = 8
@@ -185,6 +186,7 @@ class Session:
             members = {client} | (self._graph[client] & set(self._shares))
             asked[client] = AskUnmask(
                 self._id,
+                named(self._survivors),
                 tuple(sorted(members & self._survivors)),
                 tuple(sorted(members - self._survivors)),
             )

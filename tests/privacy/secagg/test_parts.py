@@ -218,7 +218,12 @@ GOOD = AskMasked(bytes(16), {"a": bytes(messages.SEALED)}, 3, 1.0, 30, 5, None, 
 
 @pytest.mark.parametrize(
     "message",
-    [GOOD, AskUnmask(bytes(16), ("a", "b"), ("c",)), Keys(bytes(32), bytes([1] * 32), bytes(32)), Shares({})],
+    [
+        GOOD,
+        AskUnmask(bytes(16), bytes(32), ("a", "b"), ("c",)),
+        Keys(bytes(32), bytes([1] * 32), bytes(32)),
+        Shares({}),
+    ],
 )
 def test_a_message_is_read_as_it_was_written(message):
     assert type(message).read(json.loads(json.dumps(message.as_json()))) == message
