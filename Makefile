@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-peers hooks clean help
+.PHONY: setup demo test test-slow test-deploy check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-secagg bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -98,6 +98,10 @@ bench-products: setup
 # What transforms take and lose on real updates; a minute.
 bench-compression: setup
 	@$(BIN)/python -m benchmarks.compression
+
+# What a secure sum takes beside a plain one; a few minutes.
+bench-secagg: setup
+	@$(BIN)/python -m benchmarks.secagg
 
 hooks: setup
 	$(BIN)/prek install

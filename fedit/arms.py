@@ -10,7 +10,7 @@ from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import check_strategy
-from fedit.privacy.secagg.summing import Securely
+from fedit.privacy.secagg.sealing import Securely
 from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform

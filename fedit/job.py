@@ -23,8 +23,8 @@ from fedit.model.hardware import choose_device, places
 from fedit.model.loading import load_base
 from fedit.model.sources import ModelSource
 from fedit.objectives import Learnt, rows_of
+from fedit.privacy.secagg.sealing import Securely
 from fedit.privacy.secagg.settings import build_secure_aggregation
-from fedit.privacy.secagg.summing import Securely
 from fedit.ranks import ranks_of_clients
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform

@@ -4,7 +4,7 @@ Clients are played: their tensors move by seeded noise in place of training. All
 so what comes out is a fact about it and not a list kept beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,7 +25,7 @@ from fedit.types import (
     ServerState,
     Tensors,
 )
-from fedit.updates import Updates
+from fedit.updates import Seal, Updates
 
 SHAPES = {"layers.0.q": (24, 24), "layers.0.k": (24, 12), "layers.1.down": (40, 20)}
 """Module -> (in, out): square, narrow and wide."""
@@ -34,6 +34,7 @@ COHORT = 8
 """Clients: enough for every rule that must outvote one."""
 MOVE = 0.05
 """Standard deviation of a played step, beside factors of about 0.2."""
+_METRICS = {"loss": 1.0, "steps": 1.0, "tokens": 100.0, "supervised_tokens": 50.0, "rows": 8.0}
 TRAINING = LocalTraining(learning_rate=0.1, num_rounds=4, steps=2, optimizer="sgd")
 
 
@@ -69,12 +70,14 @@ def rehearse(
     scale: float = 2.0,
     ranks: Sequence[int | None] = (None,) * COHORT,
     sealed: bool = False,
+    seal: Callable[[ServerState, Tensors, Tensors], Seal] | None = None,
     training: LocalTraining = TRAINING,
     seed: int = 0,
 ) -> list[Played]:
     """Play ``rounds`` rounds in which all clients take part.
 
     ranks: of the clients, None for the server's; a client of another rank has the server's alpha / rank.
+    seal: (server, what a client sends of the adapter, what it sends beside it) -> what updates go into.
 
     Raises:
         FeditError: as the strategy would refuse in a run.
@@ -106,6 +109,7 @@ def rehearse(
             starts={client.info.client_id: own for client, own in zip(clients, starts, strict=True)},
             uploads=lambda name, number=number: strategy.uploads(name, number),  # type: ignore[misc]
             sealed=sealed,
+            seal=None if seal is None else seal(server, updates[0].delta, updates[0].extra),
         )
         after = replace(strategy.aggregate(server, cohort), round=number)
         error = _error(strategy, server, after, ends, updates, sent)
@@ -131,6 +135,16 @@ def refuse_larger_ranks(
                 f"of rank {client.rank} an adapter of rank {rank}. Take a strategy for mixed ranks "
                 "(see fedit list strategies) or give all clients one rank."
             )
+
+
+def extras(strategy: Strategy, server: ServerState, client: ClientInfo, training: LocalTraining) -> Tensors:
+    """Return what ``client`` would send beside its change in the next round, had it learnt nothing."""
+    number = server.round + 1
+    sent = strategy.broadcast(server, client)
+    still = tensors.scaled(lora.completed(sent.adapter, server.adapter), 0.0)
+    task = ClientTask(number, client.client_id, sent, training, 0)
+    steps = training.steps or 1
+    return strategy.finish(task, LocalResult(still, steps, _METRICS, (training.learning_rate,) * steps), {})[0]
 
 
 def fresh(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> Tensors:
@@ -178,7 +192,7 @@ def _play(
         for name, tensor in start.items()
     }
     steps = training.steps or 1
-    metrics = {"loss": 1.0, "steps": float(steps), "tokens": 100.0, "supervised_tokens": 50.0, "rows": 8.0}
+    metrics = {**_METRICS, "steps": float(steps)}
     task = ClientTask(number, client.info.client_id, sent, training, seed)
     trained = strategy.align(start, tensors.add(start, delta), number)
     delta = tensors.sub(trained, start)

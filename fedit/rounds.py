@@ -10,8 +10,8 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
-from fedit.privacy.secagg.summing import Securely, SecureSum
-from fedit.rehearsal import refuse_larger_ranks
+from fedit.privacy.secagg.sealing import Securely
+from fedit.rehearsal import extras, refuse_larger_ranks
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
@@ -199,16 +199,26 @@ def _one_round(
             trained = strategy.factors(updates.trained(update))
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
-    addition = None if secure is None else _addition(secure, strategy, server, plan.asked, min_clients)
+    seal = None
+    if secure is not None:
+        seal = secure.seal(
+            engine.run,
+            tasks,
+            [one.client for one in plan.asked],
+            delta={name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)},
+            extra=extras(strategy, server, clients[0], training(number)),
+            weights=weights,
+            least=max(min_clients, 2),
+        )
     updates = Updates(
-        () if addition else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
+        () if seal else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
         server.adapter,
         observe,
         starts=starts,
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
-        total=None if addition is None else lambda: addition.of(engine.run, tasks),
+        seal=seal,
     )
     reason = None
     try:
@@ -216,17 +226,16 @@ def _one_round(
     except NoUpdates as nobody:
         after, reason = server, str(nobody)
     used = tally.used(updates)
-    summed = updates.summed
-    delivered = len(used) if summed is None else len(summed.clients)
+    delivered = len(used) if seal is None else len(seal.clients)
     aggregated = reason is None and delivered >= min_clients
     state = after if aggregated else server
-    mean = updates.deltas.value() if updates.alike else {}
+    mean = (updates.deltas.value() if updates.alike else {}) if seal is None else seal.mean_delta
     diagnostics = {**drift.report(mean), **bias.report(mean)}
-    if summed is not None:
+    if seal is not None and mean:
         diagnostics["mean_update_norm"] = tensors.norm(mean)
     if aggregated:
         diagnostics |= strategy.metrics(after)
-        if alike and summed is None:
+        if alike and seal is None:
             diagnostics |= bias.error(mean, after.adapter, (server.ledger, after.ledger), server.scale)
         elif error is not None:
             diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
@@ -234,21 +243,21 @@ def _one_round(
         round=number,
         cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
-        failures=addition.failures if addition else updates.failures,
+        failures=updates.failures if seal is None else seal.failures,
         dropped=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped],
         aggregated=aggregated,
-        loss=_mean_loss(used) if summed is None else summed.mean("loss"),
-        tokens=tally.tokens if summed is None else int(summed.figures.get("tokens", 0)),
-        bytes_up=addition.bytes_up if addition else up.bytes,
-        bytes_down=addition.bytes_down if addition else bytes_down,
-        raw_bytes_up=addition.raw_bytes_up if addition else up.raw_bytes,
+        loss=_mean_loss(used) if seal is None else seal.loss,
+        tokens=tally.tokens if seal is None else seal.tokens,
+        bytes_up=up.bytes if seal is None else seal.bytes[0],
+        bytes_down=bytes_down if seal is None else seal.bytes[1],
+        raw_bytes_up=up.raw_bytes if seal is None else seal.raw_bytes,
         raw_bytes_down=sum(map(broadcast_bytes, [*broadcasts.values(), *in_vain])),
         seconds=time.perf_counter() - started,
         diagnostics=diagnostics,
         reason=reason,
         simulated_seconds=plan.seconds,
         flushed=plan.flushed,
-        members=() if summed is None else summed.clients,
+        members=() if seal is None else seal.clients,
     )
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
 
@@ -307,15 +316,6 @@ def _task(asked: Asked, sent: Broadcast, seed: int) -> ClientTask:
         asked.training,
         seeds.derive(seed, "train", asked.round, asked.client_id),
     )
-
-
-def _addition(
-    secure: Securely, strategy: Strategy, server: ServerState, asked: Sequence[Asked], min_clients: int
-) -> SecureSum:
-    """Return what adds up the updates of a round."""
-    number = server.round + 1
-    uploads = {name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)}
-    return secure.round(uploads, [one.client for one in asked], min_clients)
 
 
 def _arrivals(

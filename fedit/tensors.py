@@ -156,13 +156,6 @@ def scaled(a: Mapping[str, Tensor], factor: float) -> Tensors:
     return {name: tensor * factor for name, tensor in a.items()}
 
 
-def rounded(a: Mapping[str, Tensor]) -> Tensors:
-    """Return ``a`` in float32."""
-    if isinstance(a, Flat):
-        return Flat(a.layout, a.buffer.float())
-    return {name: tensor.float() for name, tensor in a.items()}
-
-
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Return the inner product over the names of ``a``, accumulated in float64."""
     if isinstance(a, Flat) and a.matches(b) and isinstance(b, Flat):

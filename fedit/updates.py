@@ -1,8 +1,9 @@
 """The only view a strategy has of a cohort: its updates, once, or their mean."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,24 +12,18 @@ from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
 from fedit.types import ClientFailure, ClientUpdate, Tensors
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
-    """A cohort's sum, where nobody may see a part of it.
+class Seal(Protocol):
+    """What the updates of a sealed cohort go into, and all that comes out of it."""
 
-    delta, extra: float64, each update times its weight; weight: of all together.
-    clients:      who is in it.
-    figures:      sums of other numbers of theirs, by name.
-    """
+    @property
+    def participation(self) -> float:
+        """Share of the whole federation that the mean stands for, whoever delivered."""
 
-    delta: Tensors
-    extra: Tensors
-    weight: float
-    clients: Sequence[str]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    def fits(self, update: ClientUpdate) -> bool:
+        """Whether an update has the tensors that every client sends."""
 
-    def mean(self, figure: str) -> float | None:
-        """Return a figure that was added up by weight over all weights; None: it was not asked for."""
-        return self.figures[figure] / self.weight if figure in self.figures and self.weight else None
+    def mean(self, updates: Iterable[ClientUpdate]) -> ClientUpdate:
+        """Return the mean that may be seen; ``updates`` are those that are usable, none maybe."""
 
 
 class Updates:
@@ -39,15 +34,14 @@ class Updates:
     its delta, as it passes. Deltas are flat (`fedit.tensors.Flat`) from here on.
 
     A sealed cohort shows its mean alone: under secure aggregation and central differential privacy nobody
-    may see one client's update.
+    may see one client's update. Where there is a seal, the mean is made by it, nothing passes by it (neither
+    ``observe`` nor ``deltas``), and a cohort of nobody has a mean, too.
 
     adapter: what the clients started from; starts: by client id, what those started from that did not.
     uploads: which of its tensors a client sends.
     weights: what every client of the federation weighs, in this cohort or not, as far as that is known before
              training; None: this cohort is the federation.
     announced: examples by client id; who claims to have trained on more is screened out.
-    total:   what adds up the cohort where its updates cannot be seen even here; ``results`` are not read then.
-    summed:  that total, once it was asked for.
     deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
     alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
@@ -63,7 +57,7 @@ class Updates:
         weights: Mapping[str, float] | None = None,
         announced: Mapping[str, int] | None = None,
         sealed: bool = False,
-        total: Callable[[], Total] | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self._results = results
         self._adapter = adapter
@@ -75,9 +69,8 @@ class Updates:
         self._weights = weights
         self._delivered = 0.0
         self._consumed = False
-        self._add_up = total
-        self.summed: Total | None = None
-        self.sealed = sealed or total is not None
+        self.sealed = sealed or seal is not None
+        self._seal = seal
         self.alike = True
         self.deltas = tensors.RunningMean()
         self.failures: list[ClientFailure] = []
@@ -101,6 +94,8 @@ class Updates:
 
         A sum over clients of which only a cohort delivered is this times the cohort's mean.
         """
+        if self._seal is not None:
+            return self._seal.participation
         return 1.0 if self._weights is None else self._delivered / sum(self._weights.values())
 
     def trained(self, update: ClientUpdate) -> Tensors:
@@ -134,7 +129,7 @@ class Updates:
             elif problem := self._problem(result):
                 self.reject(result, problem)
             elif result.weight > 0:
-                yield self._accept(result)
+                yield self._accept(result) if self._seal is None else _flat(result)
 
     def mean(self) -> ClientUpdate:
         """Return the mean of deltas and extras, weighted by ``weight``, as one update.
@@ -143,8 +138,8 @@ class Updates:
             NoUpdates: nobody delivered.
             ConfigError: clients have adapters of several ranks.
         """
-        if self._add_up is not None:
-            return self._mean_of(self._add_up())
+        if self._seal is not None:
+            return self._seal.mean(self._accepted())
         extra = tensors.RunningMean()
         count, examples, round_ = 0, 0, 0
         for update in self._accepted():
@@ -158,25 +153,8 @@ class Updates:
             )
         return ClientUpdate("mean", round_, examples, self.deltas.weight, self.deltas.value(), extra.value())
 
-    def _mean_of(self, total: Total) -> ClientUpdate:
-        """Return the mean of a cohort of which only the sum is seen."""
-        if self._consumed:
-            raise UpdatesConsumed("a cohort's sum is asked for once; keep what you need of it")
-        self._consumed = True
-        if total.weight <= 0:
-            raise NoUpdates("no client of the cohort delivered a usable update")
-        self.summed = total
-        if self._weights is not None:
-            self._delivered = sum(self._weights[client] for client in total.clients)
-        delta = tensors.scaled(total.delta, 1 / total.weight)
-        self.deltas.add(tensors.rounded(delta), total.weight)
-        extra = tensors.rounded(tensors.scaled(total.extra, 1 / total.weight))
-        examples = sum(self._announced.get(client, 0) for client in total.clients)
-        return ClientUpdate("mean", 0, examples, total.weight, self.deltas.value(), extra)
-
     def _accept(self, update: ClientUpdate) -> ClientUpdate:
-        if tensors.can_flatten(update.delta):
-            update = replace(update, delta=tensors.flatten(update.delta))
+        update = _flat(update)
         if self._weights is not None:
             self._delivered += self._weights[update.client_id]
         self.alike = self.alike and tensors.layout_of(update.delta) is self._layout
@@ -210,4 +188,13 @@ class Updates:
         most = self._announced.get(update.client_id, update.num_examples)
         if update.num_examples > most:
             return f"it claims {update.num_examples} examples and has announced {most}"
+        if self._seal is not None and not self._seal.fits(update):
+            return "it sends other tensors beside its change than those of its strategy"
         return None
+
+
+def _flat(update: ClientUpdate) -> ClientUpdate:
+    """Return the update with a flat delta, where that can be."""
+    if tensors.can_flatten(update.delta):
+        return replace(update, delta=tensors.flatten(update.delta))
+    return update

@@ -47,7 +47,7 @@ class Played:
         self._stage("keys", self.server.ask_keys(), self._keys, self.server.keys)
         self._stage("shares", self.server.ask_shares(), self._shares, self.server.shares)
         grid = FixedPoint.for_cohort(1.0, len(self.vectors), 1)
-        terms = server.Terms(size, grid.limit, grid.bits, 1, None, 0.0, ())
+        terms = server.Terms(size, (), grid.limit, grid.bits, 1, None, 0.0, ())
         self._stage("masked", self.server.ask_masked(terms), self._masked, self._take_masked)
         self._stage("unmask", self.server.ask_unmask(), self._unmask, self.server.unmask)
         return self.server.total(), self.server.survivors

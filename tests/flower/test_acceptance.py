@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -16,8 +16,13 @@ import torch
 import yaml
 from splitting import SITES, split, write_owned_rows
 
+from fedit import arms, tensors
+from fedit.compute import Here
 from fedit.launch import run
 from fedit.model.export import read_adapter
+from fedit.prepare import prepare
+from fedit.rounds import run_rounds
+from fedit.types import ClientFailure
 
 pytest.importorskip("flwr")
 
@@ -202,3 +207,76 @@ def test_what_is_killed_comes_back_and_the_run_ends_with_the_same_bits(deployed,
     for process in found:
         process.kill()
     assert_ended_like(deployed, expected)
+
+
+# --- secure aggregation ---
+
+
+def kill_after(own, site, round, message, *words):
+    """Kill processes of a site, all if there are no words, as soon as it has answered a stage of a round."""
+    path = own.folder / "deployment/sites" / site / "state" / "audit.jsonl"
+
+    def answered():
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return any((e.get("round"), e.get("message")) == (round, message) for e in map(json.loads, lines))
+
+    own.wait_for(answered)
+    if not words:
+        supervisor = own.processes.pop(site)
+        supervisor.kill()
+        supervisor.wait(60)
+    for process in own.find(f"deployment/sites/{site}", *words):
+        process.kill()
+
+
+def test_secure_sums_are_exact_while_processes_are_killed_in_each_stage(deployed, make_config, tmp_path):
+    simulated(deployed, make_config)  # deals the rows
+    begin(deployed, "secure_aggregation=true", "--deadline", 30)
+    # A worker that is killed between two stages goes on with the session that it kept.
+    kill_after(deployed, SITES[2], 1, ["extras"], "fedit.flower.site")
+    kill_after(deployed, SITES[2], 2, ["sealed"])
+    kill_after(deployed, SITES[1], 3, ["commitment", "mask_key", "share_key"])
+    ended = deployed.wait_for_the_end()
+    assert ended["state"] == "finished", deployed.told()
+    rounds = {e["round"]: e for e in deployed.events() if e["event"] == "round"}
+    assert [rounds[number]["delivered"] for number in (1, 2, 3)] == [3, 2, 0], deployed.told()
+    assert "nothing was revealed" in rounds[3]["reason"]
+    found = read_adapter(deployed.folder / "deployment" / "runs" / "first" / "adapter")
+    start, expected = without_masks(deployed, make_config, {(2, SITES[2]), (3, SITES[1]), (3, SITES[2])}, tmp_path)
+    moved = tensors.norm(tensors.sub(expected, start))
+    assert tensors.norm(tensors.sub(expected, found)) < 1e-4 * moved
+
+
+def without_masks(own, make_config, missing, folder):
+    """Return the first and the last adapter of the job in the open, where some do not answer in some rounds."""
+    config = make_config(
+        **{
+            **yaml.safe_load((own.folder / "job.yaml").read_text()),
+            "dataset": str(own.folder / "all.jsonl"),
+            "partitioner": "natural",
+            "partition_by": "site",
+            "held_out": 0.2,
+            "num_clients": None,
+            "min_clients": 2,
+        }
+    )
+    job = prepare(config)
+    arm = arms.federated(job)
+    engine = Here(job).engine(arm, folder, lambda *_: None)
+
+    class Missing:
+        clients = engine.clients
+
+        def run(self, tasks):
+            for task in tasks:
+                if (task.round, task.client_id) in missing:
+                    yield ClientFailure(task.client_id, task.round, "killed")
+                else:
+                    yield from engine.run([task])
+
+    state = replace(arm.strategy.init(job.model.initial(config.seed)), scale=config.scale)
+    played = run_rounds(
+        state, Missing(), arm.strategy, rounds=3, cohort=arm.cohort, training=arm.training, seed=config.seed,
+        min_clients=2,
+    )  # fmt: skip
+    return state.adapter, [after.adapter for after, _ in played][-1]

@@ -105,6 +105,7 @@ REFUSED = [
     ({}, {"attack": ["nan"]}, ("attack", "attack=['nan']", "none")),
     ({}, {"attack": ["trigger"]}, ("attack", "attack=['trigger']", "none")),
     ({"min_noise_multiplier": 0.5}, {}, ("min_noise_multiplier", "no noise", "at least 0.5")),
+    ({"require_secure_aggregation": True}, {}, ("require_secure_aggregation", "see this site's updates")),
     ({"allow_statistics": ["loss"]}, {}, ("allow_statistics", "weighting='examples'", "weighting='uniform'")),
     ({"allow_statistics": []}, {"weighting": "tokens"}, ("allow_statistics", "tells supervised_tokens")),
     ({}, {"strategy": "x.py:Y"}, ("allow_custom_code", "strategy='x.py:Y'", "no files")),

@@ -31,20 +31,19 @@ from fedit.privacy.secagg.messages import (
     named,
 )
 
-MOST_EXTRAS = 8
-"""What follows an update may be so many times as long as the update at most."""
-
 Extras = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names, sorted, and shapes of what a strategy's clients send beside their change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What all clients are told of their vectors, see `AskMasked`.
 
-    size: entries of an update.
+    size: entries of an update, without what follows it; extras: that.
     """
 
     size: int
+    extras: Extras
     limit: float
     bits: int
     heaviest: int
@@ -75,7 +74,6 @@ class Session:
         self._shares: dict[str, Shares] = {}
         self._terms: Terms | None = None
         self._total: Words | None = None
-        self._extras: Extras | None = None
         self._survivors: set[str] = set()
         self._revealed: dict[str, Unmask] = {}
 
@@ -83,11 +81,6 @@ class Session:
     def survivors(self) -> list[str]:
         """Ids of those whose vectors are in the sum, sorted."""
         return sorted(self._survivors)
-
-    @property
-    def extras(self) -> Extras:
-        """Names and shapes of what follows the update in the sum."""
-        return self._extras or ()
 
     # --- keys ---
 
@@ -161,16 +154,14 @@ class Session:
         _once(client, self._survivors, self._shares)
         if self._terms is None:
             raise ProtocolError("nobody asked for it yet")
+        if found.extras != self._terms.extras:
+            raise ProtocolError("what it sends beside its change has other names or shapes than its strategy's")
         extras = sum(math.prod(shape) for _, shape in found.extras)
-        if extras > MOST_EXTRAS * self._terms.size:
-            raise ProtocolError(f"{extras} entries follow an update of {self._terms.size}")
-        if self._extras is not None and found.extras != self._extras:
-            raise ProtocolError("what follows its update has other names or shapes than others' has")
         expected = self._terms.size + extras + len(self._terms.figures)
         if vector.dtype != np.uint64 or vector.shape != (expected,):
             raise ProtocolError(f"its vector is {vector.dtype} {vector.shape}; expected uint64 ({expected},)")
         if self._total is None:
-            self._total, self._extras = vector.copy(), found.extras
+            self._total = vector.copy()
         else:
             np.add(self._total, vector, out=self._total)
         self._survivors.add(client)

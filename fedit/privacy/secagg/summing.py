@@ -17,13 +17,9 @@ from fedit.privacy.secagg.messages import Message
 from fedit.privacy.secagg.server import Session, Terms
 from fedit.privacy.secagg.settings import SecureAggregation
 from fedit.privacy.secagg.vectors import VECTOR, decoded, read_figures
-from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
-from fedit.updates import Total
+from fedit.types import Broadcast, ClientFailure, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
-
-MOST_TOKENS = 1 << 24
-"""Supervised tokens of a client's round where they are its weight: nobody can announce them before."""
 
 Run = Callable[[Sequence[ClientTask]], Iterable[ClientUpdate | ClientFailure]]
 """An engine's `run`."""
@@ -33,42 +29,37 @@ Run = Callable[[Sequence[ClientTask]], Iterable[ClientUpdate | ClientFailure]]
 class Wanted:
     """What is added up.
 
-    layout:  of a client's delta.
+    delta, extra: layouts of what a client sends, of the adapter and beside it.
     heaviest: largest weight that a client may have.
-    largest: largest entry, if it is not clipped; clip: Euclidean norm that clients clip to.
-    noise:   standard deviation of the noise that clients add to the sum together; 0: none.
-    figures: names of the numbers that are added up, of `messages.FIGURES`; the weight is always among them.
-    least:   clients without whom there is no sum.
+    least:    clients without whom there is no sum.
+    clip:     Euclidean norm that clients clip to; None: they do not.
+    noise:    standard deviation of the noise that clients add to the sum together; 0: none.
+    figures:  names of the numbers that are added up, of `messages.FIGURES`; the weight is always among them.
     """
 
-    layout: tensors.Layout
+    delta: tensors.Layout
+    extra: tensors.Layout
     heaviest: int
-    largest: float
+    least: int = 2
     clip: float | None = None
     noise: float = 0.0
     figures: tuple[str, ...] = ("weight",)
-    least: int = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Securely:
-    """How the rounds of a job are added up. weighting: what a client weighs, as the job says."""
+class Total:
+    """A cohort's sum, and nothing of any one client.
 
-    options: SecureAggregation
-    weighting: str = "examples"
+    delta, extra: float64, each update times its weight; weight: of all together.
+    clients:      who is in it, sorted.
+    figures:      sums of other numbers of theirs, by name.
+    """
 
-    def round(self, uploads: Mapping[str, Tensor], asked: Sequence[ClientInfo], min_clients: int) -> "SecureSum":
-        """Return the sum of a round in which ``asked`` may send changes of the tensors ``uploads``."""
-        heaviest = {
-            "examples": max((client.num_examples for client in asked), default=1),
-            "tokens": MOST_TOKENS,
-            "uniform": 1,
-        }[self.weighting]
-        figures = ("weight", "loss", "tokens", "supervised_tokens")
-        wanted = Wanted(
-            tensors.layout_of(uploads), heaviest, self.options.largest, figures=figures, least=max(min_clients, 2)
-        )
-        return SecureSum(self.options, wanted)
+    delta: tensors.Flat
+    extra: tensors.Flat
+    weight: float
+    clients: Sequence[str]
+    figures: Mapping[str, float]
 
 
 @dataclass
@@ -77,7 +68,6 @@ class SecureSum:
 
     failures: those who are not in it, and why.
     bytes_up, bytes_down: of the vectors and messages that were carried.
-    raw_bytes_up: of the updates that they stand for.
     """
 
     options: SecureAggregation
@@ -85,45 +75,51 @@ class SecureSum:
     failures: list[ClientFailure] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
-    raw_bytes_up: int = 0
 
     def of(self, run: Run, tasks: Sequence[ClientTask]) -> Total:
         """Return the sum of what the clients of some tasks train.
 
         Raises:
-            NoUpdates: too few clients are left; nothing of anybody was revealed.
+            NoUpdates: too few clients are left; the sum stays masked.
         """
-        wanted, own = self.wanted, {task.client_id: task for task in tasks}
-        neighbours = None if self.options.neighbours == "auto" else self.options.neighbours
+        own, wanted = {task.client_id: task for task in tasks}, self.wanted
         session = Session(
-            list(own), threshold=self.options.threshold, neighbours=neighbours, least=self._least(len(own))
+            list(own),
+            threshold=self.options.threshold,
+            neighbours=None if self.options.neighbours == "auto" else self.options.neighbours,
+            least=self._least(len(own)),
         )
         self._pass(run, own, "keys", session.ask_keys(), lambda client, said, _: session.keys(client, said))
         self._pass(run, own, "shares", session.ask_shares(), lambda client, said, _: session.shares(client, said))
-        terms, grid = self._terms(len(own))
-        self._pass(run, own, "masked", session.ask_masked(terms), session.masked)
+        grid = self._grid(len(own))
+        self._pass(run, own, "masked", session.ask_masked(self._terms(grid, len(own))), session.masked)
         self._pass(run, own, "unmask", session.ask_unmask(), lambda client, said, _: session.unmask(client, said))
         total = session.total()
-        self.raw_bytes_up = 4 * len(session.survivors) * (len(total) - len(wanted.figures))
-        figures = len(total) - len(wanted.figures)
-        delta, extra = decoded(total[:figures], wanted.layout, session.extras, grid)
-        found = read_figures(total, wanted.figures, max(len(own), 2))
-        return Total(delta, extra, found["weight"], session.survivors, found)
+        delta, extra = decoded(total, (wanted.delta, wanted.extra), grid)
+        figures = read_figures(total, wanted.figures, max(len(own), 2))
+        return Total(delta, extra, figures["weight"], session.survivors, figures)
 
     def _least(self, cohort: int) -> int:
         """Return how many clients must be left; with distributed noise so many that theirs is the whole noise."""
         return max(self.wanted.least, _sure(cohort, self.options.survivors) if self.wanted.noise > 0 else 2)
 
-    def _terms(self, cohort: int) -> tuple[Terms, FixedPoint]:
+    def _grid(self, cohort: int) -> FixedPoint:
+        limit = self.options.largest if self.wanted.clip is None else self.wanted.clip
+        grid = FixedPoint.for_cohort(limit, max(cohort, 2), self.wanted.heaviest)
+        return _with_room(grid, self.wanted.noise) if self.wanted.noise > 0 else grid
+
+    def _terms(self, grid: FixedPoint, cohort: int) -> Terms:
         wanted = self.wanted
-        limit = wanted.largest if wanted.clip is None else wanted.clip
-        grid = FixedPoint.for_cohort(limit, max(cohort, 2), wanted.heaviest)
-        if wanted.noise > 0:
-            grid = _with_room(grid, wanted.noise)
-        share = wanted.noise / _sure(cohort, self.options.survivors) ** 0.5
         return Terms(
-            wanted.layout.size, limit, grid.bits, wanted.heaviest, wanted.clip, share, wanted.figures
-        ), grid
+            size=wanted.delta.size,
+            extras=tuple(zip(wanted.extra.names, map(tuple, wanted.extra.shapes), strict=True)),
+            limit=grid.limit,
+            bits=grid.bits,
+            heaviest=wanted.heaviest,
+            clip=wanted.clip,
+            noise=wanted.noise / _sure(cohort, self.options.survivors) ** 0.5,
+            figures=wanted.figures,
+        )
 
     def _pass(
         self,

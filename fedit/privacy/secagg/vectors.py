@@ -14,7 +14,7 @@ from fedit.privacy.secagg.crypto import Words
 from fedit.privacy.secagg.encoding import FixedPoint
 from fedit.privacy.secagg.messages import AskMasked
 from fedit.privacy.secagg.noise import gaussian
-from fedit.types import ClientUpdate, Tensors
+from fedit.types import ClientUpdate
 
 VECTOR = "masked"
 """Name of the masked vector among what a client sends, int64 (entries,)."""
@@ -28,27 +28,19 @@ Extras = tuple[tuple[str, tuple[int, ...]], ...]
 def encoded(update: ClientUpdate, asked: AskMasked) -> tuple[Words, Extras]:
     """Return a client's vector, not masked yet, and the names and shapes of what follows its delta.
 
-    The delta is clipped and the client's part of the noise added to it where that was asked for.
+    Delta and extras together are clipped, and the client's part of the noise is added, where that was asked for.
 
     Raises:
-        ProtocolError: an entry or the weight is beyond what was announced, or extras come with a clip.
+        ProtocolError: an entry or the weight is beyond what was announced.
     """
-    extras = dict(sorted(update.extra.items()))
-    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in extras.items())
-    if extras and (asked.clip is not None or asked.noise > 0):
-        raise ProtocolError(
-            f"'{next(iter(extras))}' goes with the update, and is neither clipped nor hidden by noise"
-        )
     if not float(update.weight).is_integer():
         raise ProtocolError(f"a weight is {update.weight}; expected a whole number")
-    grid = FixedPoint(asked.limit, asked.bits, asked.heaviest)
-    delta, unclipped = _clipped(_row(update.delta), asked.clip, grid)
-    size, more = len(delta), _row(extras)
-    vector = np.empty(size + len(more) + len(asked.figures), dtype=np.uint64)
-    noise = gaussian(size, asked.noise) if asked.noise > 0 else None
-    weight = int(update.weight)
-    grid.encode(delta, weight, vector[:size], noise)
-    grid.encode(more, weight, vector[size : size + len(more)])
+    extras = dict(sorted(update.extra.items()))
+    grid, weight = FixedPoint(asked.limit, asked.bits, asked.heaviest), int(update.weight)
+    values, unclipped = _clipped(np.concatenate([_row(update.delta), _row(extras)]), asked.clip, grid)
+    vector = np.empty(len(values) + len(asked.figures), dtype=np.uint64)
+    noise = gaussian(len(values), asked.noise) if asked.noise > 0 else None
+    grid.encode(values, weight, vector[: len(values)], noise)
     known = {
         "weight": float(weight),
         "loss": weight * float(update.metrics.get("loss", 0.0)),
@@ -57,20 +49,17 @@ def encoded(update: ClientUpdate, asked: AskMasked) -> tuple[Words, Extras]:
         "unclipped": float(unclipped),
     }
     figures = np.array([known[name] for name in asked.figures], dtype=np.float64)
-    figure_grid(asked.clients).encode(figures, 1, vector[size + len(more) :])
-    return vector, shapes
+    figure_grid(asked.clients).encode(figures, 1, vector[len(values) :])
+    return vector, tuple((name, tuple(tensor.shape)) for name, tensor in extras.items())
 
 
-def decoded(total: Words, layout: tensors.Layout, extras: Extras, grid: FixedPoint) -> tuple[Tensors, Tensors]:
-    """Return the sums of deltas and of extras, float64, in the first entries of a sum of vectors."""
-    values = torch.from_numpy(grid.decode(total))
-    found: Tensors = {}
-    at = layout.size
-    for name, shape in extras:
-        size = math.prod(shape)
-        found[name] = values[at : at + size].reshape(shape)
-        at += size
-    return tensors.Flat(layout, values[: layout.size].clone()), found
+def decoded(total: Words, layouts: Sequence[tensors.Layout], grid: FixedPoint) -> list[tensors.Flat]:
+    """Return the sets of tensors that follow each other in a sum of vectors, float64."""
+    values, found, at = torch.from_numpy(grid.decode(total)), [], 0
+    for layout in layouts:
+        found.append(tensors.Flat(layout, values[at : at + layout.size].clone()))
+        at += layout.size
+    return found
 
 
 def figure_grid(clients: int) -> FixedPoint:
@@ -85,7 +74,7 @@ def read_figures(total: Words, names: Sequence[str], clients: int) -> dict[str, 
 
 
 def _clipped(row: NDArray[np.floating], clip: float | None, grid: FixedPoint) -> tuple[NDArray[np.floating], bool]:
-    """Return a delta whose Euclidean norm on the grid is at most ``clip``, and whether it was that before."""
+    """Return entries whose Euclidean norm on the grid is at most ``clip``, and whether it was that before."""
     if clip is None:
         return row, True
     wide = row.astype(np.float64)
@@ -96,7 +85,9 @@ def _clipped(row: NDArray[np.floating], clip: float | None, grid: FixedPoint) ->
 
 
 def _row(held: Mapping[str, Tensor]) -> NDArray[np.floating]:
-    """Return the entries of some tensors, in the order of their names."""
+    """Return the entries of some tensors, in the order of their names, float32."""
+    if not held:
+        return np.empty(0, dtype=np.float32)
     wide = {name: tensor.detach().cpu().float() for name, tensor in held.items()}
     flat = held if isinstance(held, tensors.Flat) and held.buffer.dtype == torch.float32 else tensors.flatten(wide)
     return flat.buffer.cpu().numpy()

@@ -243,6 +243,9 @@ def test_a_client_clips_for_itself():
     assert np.linalg.norm(delta) <= 1.0
     assert delta == pytest.approx([0.6, 0.8], abs=1e-9)
     assert read_figures(vector, ("weight", "unclipped"), 3) == {"weight": 1.0, "unclipped": 0.0}
+    joint, shapes = encoded(sent([3.0, 0.0], extra={"c": torch.tensor([[4.0]])}), asked(clip=1.0))
+    assert shapes == (("c", (1, 1)),)
+    assert FixedPoint(1.0, 40).decode(joint[:3]) == pytest.approx([0.6, 0.0, 0.8], abs=1e-9)
     within, _ = encoded(sent([0.3, 0.4]), asked(clip=1.0))
     assert read_figures(within, ("weight", "unclipped"), 3)["unclipped"] == 1.0
 
@@ -260,7 +263,6 @@ def test_noise_is_the_clients_where_it_was_asked_for():
         (sent([2.0]), asked(), "an entry is 2"),
         (sent([0.1], weight=2.0), asked(), "a weight is 2"),
         (sent([0.1], weight=0.5), asked(), "a weight is 0.5"),
-        (sent([0.1], extra={"c": torch.ones(1)}), asked(clip=1.0), "'c' goes with the update"),
         (sent([0.1], metrics={"tokens": 1e12}), asked(figures=("tokens",)), "an entry is 1e"),
     ],
 )
