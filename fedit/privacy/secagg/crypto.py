@@ -77,7 +77,8 @@ def add_keystream(vector: Words, key: bytes, *, negative: bool = False) -> None:
     The whole key of 256 bits counts. A key serves one vector only, so that the nonce is zero.
     """
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    zeros, room = memoryview(bytes(8 * _CHUNK)), bytearray(8 * _CHUNK)
+    most = 8 * min(_CHUNK, len(vector))
+    zeros, room = memoryview(bytes(most)), bytearray(most)
     combine = np.subtract if negative else np.add
     for start in range(0, len(vector), _CHUNK):
         piece = vector[start : start + _CHUNK]
