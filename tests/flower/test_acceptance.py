@@ -231,7 +231,7 @@ def kill_after(own, site, round, message, *words):
 
 def test_secure_sums_are_exact_while_processes_are_killed_in_each_stage(deployed, make_config, tmp_path):
     simulated(deployed, make_config)  # deals the rows
-    begin(deployed, "secure_aggregation=true", "--deadline", 30)
+    begin(deployed, "secure_aggregation=true", "--deadline", 40)
     # A worker that is killed between two stages goes on with the session that it kept.
     kill_after(deployed, SITES[2], 1, ["extras"], "fedit.flower.site")
     kill_after(deployed, SITES[2], 2, ["sealed"])
