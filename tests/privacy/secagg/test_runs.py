@@ -40,12 +40,12 @@ def relative(ours, theirs, start):
 def play(make_config, tmp_path):
     """Return the (state, record) of every round; dropping: (round, client) -> stage; change: of (task, result)."""
 
-    def play(dropping=None, rounds=2, change=lambda task, result: result, secure=True, **changes):
+    def play(dropping=None, rounds=2, change=lambda task, result: result, secure=True, after=None, **changes):
         config = make_config(num_clients=4, stack_clients=1, secure_aggregation=secure, **changes)
         job = prepare(config)
         arm = arms.federated(job)
         engine = Unreliable(Here(job).engine(arm, tmp_path / f"{secure}", lambda *_: None), dropping or {}, change)
-        state = replace(arm.strategy.init(job.model.initial(0)), scale=config.scale)
+        state = after or replace(arm.strategy.init(job.model.initial(0)), scale=config.scale)
         played = run_rounds(
             state,
             engine,
@@ -126,6 +126,16 @@ def test_too_few_leave_the_round_out_and_nothing_is_revealed(play):
     assert torch.equal(first.adapter.buffer, tensors.flatten(start.adapter).buffer)
     assert torch.equal(second.adapter.buffer, first.adapter.buffer)
     assert not [asked for asked in engine.asked if asked[1] == "unmask"]
+
+
+def test_a_round_that_a_dead_server_does_again_gives_the_same_or_nothing(play):
+    (_, (first, _), (second, _)), _ = play()
+    (_, (again, record)), _ = play(after=first)
+    assert record.delivered == 4
+    assert torch.equal(again.adapter.buffer, second.adapter.buffer)
+    (_, (other, record)), _ = play({(2, "client-1"): "masked"}, after=first)
+    assert "are left and 3 are needed" in record.reason
+    assert torch.equal(other.adapter.buffer, first.adapter.buffer)
 
 
 def test_what_is_no_answer_costs_its_sender_its_place(play):
