@@ -75,7 +75,7 @@ def algorithms_page() -> str:
         "Found by rehearsing each algorithm's own code without a model (`fedit/rehearsal.py`). *Exact*: the new",
         "model is the mean of the clients' models. *Mixed ranks*: clients may have ranks of their own",
         "(`client_ranks`). *Secure aggregation* and *central DP*: it needs the cohort's mean and nothing",
-        "else; what it sends beside the adapter would not be covered by noise. Bytes are those of one client in a",
+        "else; what it sends beside the adapter comes under one clip with it. Bytes are those of one client in a",
         "round on SmolLM2-135M's attention layers, r=16, float32, the mean over the first three rounds of eight",
         "clients.",
         "",

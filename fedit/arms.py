@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 from fedit.events import Event
 from fedit.job import Job
@@ -10,7 +11,10 @@ from fedit.objectives import Learnt, num_tokens
 from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import check_strategy
+from fedit.privacy.client import ClientPrivacy
+from fedit.privacy.noise import secret
 from fedit.privacy.secagg.sealing import Securely
+from fedit.privacy.setup import client_privacy
 from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
@@ -28,6 +32,7 @@ class Arm:
     clients: client id -> ids of the partition's clients whose rows it holds.
     describe: (client, number of rows) -> what the server knows of it.
     secure:   how updates are added up so that nobody sees one; None: they are sent as they are.
+    privacy: file of the ledger -> the client-level privacy of its rounds; None: there is none.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Arm:
     transforms: Sequence[Transform] = ()
     describe: Callable[[str, int], ClientInfo] = ClientInfo
     secure: Securely | None = None
+    privacy: Callable[[Path | None], ClientPrivacy] | None = None
 
 
 class ArmRows(Mapping[str, Sequence[Learnt]]):
@@ -76,6 +82,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         check_strategy(job, chosen)
     members = {client: [client] for client in job.seen}
     rows = ArmRows(job, members)
+    private = job.config.privacy == "client"
 
     @cache
     def tokens(client: str) -> int:
@@ -86,12 +93,14 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         job.config.num_rounds,
         members,
         chosen,
-        pace_of(job.config, chosen, list(members), tokens),
+        # Draws that hide clients must not be known to them: the seed is no secret.
+        pace_of(job.config, chosen, list(members), tokens, secret() if private else None),
         lambda round: job.training(),
         job.config.min_clients,
         job.transforms,
         job.client_info,
         job.secure,
+        partial(client_privacy, job.config, chosen, len(members)) if private else None,
     )
 
 

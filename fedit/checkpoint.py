@@ -12,7 +12,7 @@ from fedit.types import ServerState
 
 log = logging.getLogger(__name__)
 
-_PARTS = ("adapter", "ledger", "memory", "schedule")
+_PARTS = ("adapter", "ledger", "memory", "schedule", "privacy")
 
 
 def save(folder: Path, server: ServerState) -> None:

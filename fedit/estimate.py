@@ -38,7 +38,7 @@ def estimate(job: Job, rounds: int, per_token: float, workers: int = 1) -> Estim
     per_token: seconds that one worker takes, from `seconds_per_token`.
     """
     config = job.config
-    tokens = round(_tokens_per_round(job) * rounds)
+    tokens = round(tokens_per_round(job) * rounds)
     evaluated = num_tokens(job.learnt([*job.held_out, *job.validation]))
     evaluations = -(-rounds // config.eval_every) + (rounds == config.num_rounds)
     together = min(workers, job.cohort_size)
@@ -56,7 +56,7 @@ def seconds_per_token(job: Job) -> float:
     return _time_training(job, sample) / sum(len(row.ids) for row in sample)
 
 
-def _tokens_per_round(job: Job) -> float:
+def tokens_per_round(job: Job) -> float:
     """Return the tokens that a round takes on average over cohorts."""
     if job.training().tokens:
         return float(job.cohort_size * (job.training().tokens or 0))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from fedit.errors import FeditError
+from fedit.privacy.rehearsing import rehearse_privately
 from fedit.rehearsal import RANK, SHAPES, rehearse
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
@@ -28,7 +29,7 @@ class Facts:
                         ledger; where rounds differ, in their order.
     exact:              whether the new model is the mean of the clients' models.
     mixed_ranks:        whether clients may have ranks of their own.
-    central_dp:         whether noise on the cohort's mean covers all that is read of it.
+    central_dp:         whether one clip and noise cover all that is read of the cohort, extras too.
     secure_aggregation: whether the cohort's mean is all that is read.
     """
 
@@ -51,7 +52,6 @@ def facts(name: str, strategy: Strategy | None = None) -> Facts:
     strategy = strategy or build_strategy(name, {})
     rounds = rehearse(strategy, rounds=ROUNDS)
     sealed = _works(strategy, sealed=True)
-    extras = any(played.update.extra for played in rounds)
     return Facts(
         name,
         tuple(dict.fromkeys(_ARXIV.findall(inspect.getdoc(sys.modules[type(strategy).__module__]) or ""))),
@@ -60,9 +60,18 @@ def facts(name: str, strategy: Strategy | None = None) -> Facts:
         # The first round may only lay the ground, such as finding a basis.
         all(played.error < EXACT for played in rounds[1:]),
         _works(strategy, ranks=MIXED),
-        sealed and not extras,
+        works_privately(strategy),
         sealed,
     )
+
+
+def works_privately(strategy: Strategy) -> bool:
+    """Return whether the server can clip and noise all that the algorithm reads of a cohort."""
+    try:
+        rehearse_privately(strategy)
+    except FeditError:
+        return False
+    return True
 
 
 def bytes_of_a_round(

@@ -12,10 +12,14 @@ from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
 from fedit.errors import RunFolderError
+from fedit.estimate import tokens_per_round
 from fedit.events import Event, EventLog
 from fedit.files import write_bytes
 from fedit.job import Job
-from fedit.rounds import RoundRecord, left_under_way, run_rounds
+from fedit.privacy.client import ClientPrivacy
+from fedit.privacy.ledger import FILE as LEDGER
+from fedit.roundrecord import RoundRecord
+from fedit.rounds import left_under_way, run_rounds
 from fedit.scoring import obedience, score
 from fedit.types import ServerState, Tensors
 
@@ -56,6 +60,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             seed=job.config.seed,
             transforms=arm.transforms,
         )
+    privacy = None if arm.privacy is None else arm.privacy(folder / LEDGER)
     if not _should_stop(job, log.history()):
         for state, record in run_rounds(
             server,
@@ -70,10 +75,11 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
             transforms=arm.transforms,
             secure=arm.secure,
+            privacy=privacy,
         ):
             server = state
             with log.together():
-                _log_round(log, record, hostile)
+                _log_round(log, record, hostile, _expected_tokens(job) if record.withheld else record.tokens)
             if server.round % job.config.eval_every == 0 or server.round == arm.rounds:
                 _evaluate(job, compute, arm, server, log)
             checkpoint.save(folder / "server", server)
@@ -82,6 +88,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             if _should_stop(job, events):
                 log.write("stopped_early", server.round, patience=job.config.early_stopping)
                 break
+        if privacy is not None and server.round < arm.rounds and not privacy.affords_a_round():
+            _end_of_budget(job, compute, arm, server, log, privacy)
     _log_under_way(server, engine, arm, log)
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
@@ -156,6 +164,7 @@ def _start(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) ->
             if any(arm.strategy.trains(name, round) for round in range(1, arm.rounds + 1))
         ),
         **_attack(job, arm),
+        **_privacy(arm),
     )
     _evaluate(job, compute, arm, server, log)
     checkpoint.save(folder / "server", server)
@@ -169,7 +178,25 @@ def _evaluate(job: Job, compute: Compute, arm: Arm, server: ServerState, log: Ev
     log.write("evaluation", server.round, seconds=round(time.perf_counter() - started, 3), **fields)
 
 
-def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> None:
+def _expected_tokens(job: Job) -> int:
+    """Return about what a round takes, where what it took is withheld; 0 where rows are elsewhere."""
+    return 0 if job.elsewhere else round(tokens_per_round(job))
+
+
+def _end_of_budget(
+    job: Job, compute: Compute, arm: Arm, server: ServerState, log: EventLog, privacy: ClientPrivacy
+) -> None:
+    """Write once that the rounds end because another one would spend too much, and what the last one gave."""
+    done = log.history()
+    if any(event["event"] == "budget_spent" for event in done):
+        return
+    if not any(event["event"] == "evaluation" and event["round"] == server.round for event in done):
+        _evaluate(job, compute, arm, server, log)
+    spent, limit = privacy.spent().value, privacy.level.limit
+    log.write("budget_spent", server.round, epsilon=spent, limit=limit, rounds=arm.rounds)
+
+
+def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str], tokens: int) -> None:
     for client in record.clients:
         log.write("client", record.round, **client, **_marked(client["client"], hostile))
     for failure in record.failures:
@@ -186,7 +213,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         failed=len(record.failures),
         aggregated=record.aggregated,
         train_loss=record.loss,
-        tokens=record.tokens,
+        tokens=tokens,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
         raw_bytes_up=record.raw_bytes_up,
@@ -195,6 +222,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str]) -> 
         **({"reason": record.reason} if record.reason else {}),
         **({"dropped": len(record.dropped)} if record.dropped else {}),
         **({"flushed": True} if record.flushed else {}),
+        **({"withheld": True} if record.withheld else {}),
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         **record.diagnostics,
     )
@@ -215,6 +243,11 @@ def _attack(job: Job, arm: Arm) -> dict[str, object]:
     if not job.config.attack or not _is_federation(arm):
         return {}
     return {"attack": list(job.config.attack), "hostile": list(job.hostile)}
+
+
+def _privacy(arm: Arm) -> dict[str, object]:
+    """Return what the first event says of privacy; nothing where there is none."""
+    return {} if arm.privacy is None else {"privacy": arm.privacy(None).as_dict()}
 
 
 def _marked(client: object, hostile: Collection[str]) -> dict[str, bool]:

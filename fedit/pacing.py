@@ -16,10 +16,17 @@ from fedit.selection.base import Selection
 from fedit.strategies.base import Strategy
 
 
-def pace_of(config: RunConfig, strategy: Strategy, clients: Sequence[str], tokens: Callable[[str], int]) -> Pace:
+def pace_of(
+    config: RunConfig,
+    strategy: Strategy,
+    clients: Sequence[str],
+    tokens: Callable[[str], int],
+    secret: int | None = None,
+) -> Pace:
     """Return the pace that the settings and the strategy ask for.
 
     clients: ids of all; tokens: client id -> tokens of all its rows.
+    secret:  what cohorts are drawn by in place of the seed.
 
     Raises:
         ConfigError: a name, an option or a combination that cannot work.
@@ -41,7 +48,7 @@ def pace_of(config: RunConfig, strategy: Strategy, clients: Sequence[str], token
         raise ConfigError(
             f"stragglers is {config.stragglers}, which needs durations; set devices, for instance to lognormal."
         )
-    return Synchronous(selection, size, config.seed, clock, stragglers, availability)
+    return Synchronous(selection, size, config.seed, clock, stragglers, availability, secret)
 
 
 def _clock(config: RunConfig, clients: Sequence[str], tokens: Callable[[str], int]) -> Clock | None:

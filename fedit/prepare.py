@@ -21,7 +21,7 @@ from fedit.errors import ConfigError, DataError
 from fedit.evaluation.grading import refuse_bad_checks
 from fedit.files import cache_dir
 from fedit.hostility import hostile_of, policy_of, rows_under_attack
-from fedit.job import Job, adapt, all_rows
+from fedit.job import Job, adapt, all_rows, unseen_of
 from fedit.model.adapted import AdaptedModel
 from fedit.model.batch import collate
 from fedit.model.hardware import choose_device
@@ -29,6 +29,7 @@ from fedit.model.loading import context_length, load_tokenizer
 from fedit.model.sources import ModelSource, resolve_model
 from fedit.pacing import pace_of
 from fedit.privacy.secagg.suited import refuse_unsuited
+from fedit.privacy.setup import refuse_unprotected, with_noise
 from fedit.ranks import check_ranks, with_rank
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy, refuse_factors_only
@@ -85,6 +86,9 @@ def assemble(
         clusters=clusters,
     )
     partition = replace(partition, removed={**partition.removed, "empty_answer": empty, "same_answers": same})
+    config = with_noise(
+        config, strategy, len(partition.clients) - len(unseen_of(config, partition.clients, strategy))
+    )
     hostile = tuple(hostile_of(config, partition.clients, strategy))
     poisoned = rows_under_attack(config, partition.client_examples(corpus), hostile)
     policy = policy_of(config)
@@ -124,7 +128,7 @@ def assemble_server(config: RunConfig, sizes: Mapping[str, int], held_out: Corpu
     rows, _ = for_objective(held_out, config.objective)
     corpus = Corpus(rows.name, (), held_out=rows.all())
     source = resolve_model(config.model)
-    config = with_rank(config, strategy, source)
+    config = with_noise(with_rank(config, strategy, source), strategy, len(sizes))
     tokenizer = load_tokenizer(source)
     template = get_template(config.prompt_template, tokenizer)
     measured = [row_id(example) for example in corpus.held_out]
@@ -168,8 +172,9 @@ def check_strategy(job: Job, strategy: Strategy) -> None:
             "set personal_evaluation=true and personal_steps to how many steps that takes."
         )
     if job.secure is not None:
-        refuse_unsuited(job.secure.options, job.config, strategy, job.transforms, job.asked)
+        refuse_unsuited(job.secure.options, job.config, strategy, job.transforms, job.asked, len(job.seen))
     strategy.check_cohort(strategy.buffer or job.asked, job.seen)
+    refuse_unprotected(job.config, strategy, len(job.seen))
 
 
 def tokens_of(

@@ -10,57 +10,27 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
+from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.secagg.sealing import Securely
 from fedit.rehearsal import extras, refuse_larger_ranks
+from fedit.roundrecord import RoundRecord, summed, withheld
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
-from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, ServerState, Tensors
+from fedit.types import (
+    Broadcast,
+    ClientFailure,
+    ClientInfo,
+    ClientTask,
+    ClientUpdate,
+    LocalTraining,
+    ServerState,
+    Tensors,
+)
 from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
 """So many rounds in a row without enough updates end the run: something is wrong with all clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What happened in one round.
-
-    cohort: those who were asked, whether their update was waited for or not; in rounds of arrivals, who arrived.
-    clients: those whose updates were used; failures: those who delivered none that could be; dropped: those who
-             were not waited for, as they were late or more had been asked than were wanted.
-    bytes_up, bytes_down: of the tensors as they were carried, the updates that were then refused among them.
-    raw_bytes_up, raw_bytes_down: of the same before transforms.
-    seconds: wall-clock.
-    reason: why the strategy could not aggregate; None where it did.
-    simulated_seconds: that it took on the virtual clock; None: there is none.
-    flushed: whether its buffer was not full and could not fill any more.
-    members: whose updates are in the sum, where nothing else is known of any of them; ``clients`` is empty then.
-    """
-
-    round: int
-    cohort: list[str]
-    clients: list[dict[str, float | str]]
-    failures: list[ClientFailure]
-    dropped: list[ClientFailure]
-    aggregated: bool
-    loss: float | None
-    tokens: int
-    bytes_up: int
-    bytes_down: int
-    raw_bytes_up: int
-    raw_bytes_down: int
-    seconds: float
-    diagnostics: dict[str, float]
-    reason: str | None = None
-    simulated_seconds: float | None = None
-    flushed: bool = False
-    members: Sequence[str] = ()
-
-    @property
-    def delivered(self) -> int:
-        """How many updates were used."""
-        return len(self.members or self.clients)
 
 
 @dataclass(slots=True)
@@ -116,6 +86,7 @@ def run_rounds(
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
     transforms: Sequence[Transform] = (),
+    privacy: ClientPrivacy | None = None,
     secure: Securely | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
@@ -128,7 +99,9 @@ def run_rounds(
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
-    secure:     how updates are added up so that nobody sees one; None: they are sent as they are.
+    privacy:  seals every cohort; rounds end before the one that would spend more than it allows, and whether
+              enough clients delivered does not show.
+    secure:   how updates are added up so that nobody sees one; None: they are sent as they are.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -140,9 +113,20 @@ def run_rounds(
         server = replace(server, adapter=tensors.flatten(server.adapter))
     weights = {client.client_id: weigh(client) for client in clients}
     empty = 0
-    while server.round < rounds:
+    while server.round < rounds and (privacy is None or privacy.affords_a_round()):
         server, record = _one_round(
-            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms, secure
+            server,
+            engine,
+            strategy,
+            clients,
+            weights,
+            pace,
+            training,
+            seed,
+            min_clients,
+            transforms,
+            privacy,
+            secure,
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -169,6 +153,7 @@ def _one_round(
     seed: int,
     min_clients: int,
     transforms: Sequence[Transform],
+    privacy: ClientPrivacy | None,
     secure: Securely | None,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
@@ -199,26 +184,22 @@ def _one_round(
             trained = strategy.factors(updates.trained(update))
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
-    seal = None
-    if secure is not None:
-        seal = secure.seal(
-            engine.run,
-            tasks,
-            [one.client for one in plan.asked],
-            delta={name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)},
-            extra=extras(strategy, server, clients[0], training(number)),
-            weights=weights,
-            least=max(min_clients, 2),
-        )
+    private, hidden = None, None
+    if privacy is not None or secure is not None:
+        held = _sent(strategy, server, clients[0], training(number))
+        private = None if privacy is None else privacy.seal(server, *held)
+        if secure is not None:
+            infos = [one.client for one in plan.asked]
+            hidden = secure.seal(engine.run, tasks, infos, *held, weights, max(min_clients, 2), private)
     updates = Updates(
-        () if seal else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
+        () if hidden else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
         server.adapter,
         observe,
         starts=starts,
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
-        seal=seal,
+        seal=hidden or private,
     )
     reason = None
     try:
@@ -226,16 +207,14 @@ def _one_round(
     except NoUpdates as nobody:
         after, reason = server, str(nobody)
     used = tally.used(updates)
-    delivered = len(used) if seal is None else len(seal.clients)
+    delivered = len(used) if hidden is None else len(hidden.clients)
     aggregated = reason is None and delivered >= min_clients
     state = after if aggregated else server
-    mean = (updates.deltas.value() if updates.alike else {}) if seal is None else seal.mean_delta
+    mean = updates.deltas.value() if updates.alike else {}
     diagnostics = {**drift.report(mean), **bias.report(mean)}
-    if seal is not None and mean:
-        diagnostics["mean_update_norm"] = tensors.norm(mean)
     if aggregated:
         diagnostics |= strategy.metrics(after)
-        if alike and seal is None:
+        if alike and hidden is None:
             diagnostics |= bias.error(mean, after.adapter, (server.ledger, after.ledger), server.scale)
         elif error is not None:
             diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
@@ -243,23 +222,39 @@ def _one_round(
         round=number,
         cohort=plan.cohort,
         clients=[{**client, "update_norm": drift.norms[str(client["client"])]} for client in used],
-        failures=updates.failures if seal is None else seal.failures,
+        failures=updates.failures,
         dropped=[ClientFailure(one.client_id, number, why) for one, why in plan.dropped],
         aggregated=aggregated,
-        loss=_mean_loss(used) if seal is None else seal.loss,
-        tokens=tally.tokens if seal is None else seal.tokens,
-        bytes_up=up.bytes if seal is None else seal.bytes[0],
-        bytes_down=bytes_down if seal is None else seal.bytes[1],
-        raw_bytes_up=up.raw_bytes if seal is None else seal.raw_bytes,
+        loss=_mean_loss(used),
+        tokens=tally.tokens,
+        bytes_up=up.bytes,
+        bytes_down=bytes_down,
+        raw_bytes_up=up.raw_bytes,
         raw_bytes_down=sum(map(broadcast_bytes, [*broadcasts.values(), *in_vain])),
         seconds=time.perf_counter() - started,
         diagnostics=diagnostics,
         reason=reason,
         simulated_seconds=plan.seconds,
         flushed=plan.flushed,
-        members=() if seal is None else seal.clients,
     )
+    if hidden is not None:
+        record = summed(record, hidden)
+    if privacy is not None and private is not None:
+        record = withheld(
+            record, privacy, private, _traffic(strategy, server, clients[0]), strategy.metrics(after)
+        )
+        schedule = pace.after(server, clients, plan, ())
+        return replace(after, round=number, schedule=schedule, privacy=private.after()), record
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
+
+
+def _sent(
+    strategy: Strategy, server: ServerState, client: ClientInfo, training: LocalTraining
+) -> tuple[Tensors, Tensors]:
+    """Return names and shapes of what clients will send, of the adapter and beside it, before anybody has."""
+    number = server.round + 1
+    delta = {name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)}
+    return delta, extras(strategy, server, client, training)
 
 
 @dataclass(frozen=True, slots=True)

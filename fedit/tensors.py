@@ -264,6 +264,30 @@ class _FlatSum:
         return Flat(self.layout, buffer)
 
 
+class FixedSum:
+    """A weighted sum of sets of one layout, kept flat in float64, and divided by a number that was agreed before.
+
+    like: names and shapes of what is added; nothing added is zero.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self.layout = layout_of(like)
+        self.sums = torch.zeros(self.layout.size, dtype=torch.float64)
+        self._dtype = _precise(next(iter(like.values())).dtype) if like else torch.float32
+
+    def add(self, tensors: Mapping[str, Tensor], weight: float) -> None:
+        """Add one set of the layout."""
+        if isinstance(tensors, Flat):
+            _add_chunks(self.sums, tensors.buffer, weight)
+            return
+        for name, total in self.layout.views(self.sums).items():
+            _add_chunks(total.view(-1), tensors[name].contiguous().view(-1), weight)
+
+    def over(self, denominator: float) -> Flat:
+        """Return the sum over ``denominator``."""
+        return Flat(self.layout, (self.sums / denominator).to(self._dtype))
+
+
 def mean(pairs: Iterable[tuple[Mapping[str, Tensor], float]]) -> Tensors:
     """Return the weighted mean of (tensors, weight) pairs."""
     running = RunningMean()

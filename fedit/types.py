@@ -213,6 +213,7 @@ class ServerState:
     memory: belongs to the strategy.
     scale:  that the adapter's B A is multiplied by: the weight is W + scale B A + ledger B A.
     schedule: belongs to the pace of the rounds: the virtual time, what was heard of clients, who is under way.
+    privacy:  belongs to the privacy: the clip norm, how many rounds were charged.
     """
 
     round: int
@@ -221,6 +222,7 @@ class ServerState:
     memory: Tensors = field(default_factory=dict)
     scale: float = 1.0
     schedule: Tensors = field(default_factory=dict)
+    privacy: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Synchronous(Pace):
 
     size:  updates that a round wants.
     clock: None: durations are not simulated, and availability counts rounds.
+    secret: what cohorts are drawn by in place of the seed, where nobody may foresee them.
     """
 
     selection: Selection
@@ -28,6 +29,7 @@ class Synchronous(Pace):
     clock: Clock | None = None
     stragglers: Stragglers = field(default_factory=WaitAll)
     availability: Availability = field(default_factory=Always)
+    secret: int | None = None
 
     def plan(
         self, server: ServerState, clients: Sequence[ClientInfo], training: Training, traffic: Traffic
@@ -41,9 +43,8 @@ class Synchronous(Pace):
         begun = standing.now
         present, now = self._present(clients, number, standing.now)
         contacts = min(self.stragglers.contacts(self.size), len(clients))
-        drawn = Counter(
-            self.selection.choose(Pool(present, contacts, len(clients), number, self.seed, standing.known))
-        )
+        seed = self.seed if self.secret is None else self.secret
+        drawn = Counter(self.selection.choose(Pool(present, contacts, len(clients), number, seed, standing.known)))
         how = training(number)
         cohort = []
         for client in present:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedit.errors import ConfigError
+from fedit.privacy.accounting import Charge, SamplingKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,29 @@ class Level:
     def limit(self) -> float:
         """Epsilon that a run may not exceed; infinite: none was given."""
         return next((value for value in (self.max_epsilon, self.epsilon) if value is not None), math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Who may be in a round, as an accountant sees it.
+
+    rate:      probability that a client is asked, whether its update is waited for or not.
+    expected:  the fixed denominator of the mean: clients that a round wants, on average.
+    changes:   what a neighbouring federation can change the sum by, in clip norms: 1 where a client is there or
+               not, 2 where somebody else comes in its place.
+    neighbours: the two federations that cannot be told apart, in words.
+    reason:    why the draw hides clients, or why it does not, in words.
+    """
+
+    kind: SamplingKind
+    rate: float
+    expected: float
+    population: int
+    changes: int
+    neighbours: str
+    reason: str
+
+    def charge(self, noise_multiplier: float, steps: int = 1) -> Charge:
+        """Return the charge of rounds whose noise is ``noise_multiplier`` clip norms."""
+        population = self.population if self.kind == "without_replacement" else 0
+        return Charge(noise_multiplier / self.changes, steps, self.kind, self.rate, population)

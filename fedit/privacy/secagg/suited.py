@@ -5,18 +5,27 @@ from collections.abc import Sequence
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, SealedUpdates
 from fedit.privacy.secagg.settings import SecureAggregation
+from fedit.privacy.setup import client_level, client_sampling
 from fedit.rehearsal import rehearse
 from fedit.selection import build_selection
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 
+NEGLIGIBLE = 0.01
+"""Share of delta that need not be accounted for."""
+
 
 def refuse_unsuited(
-    options: SecureAggregation, config: RunConfig, strategy: Strategy, transforms: Sequence[Transform], cohort: int
+    options: SecureAggregation,
+    config: RunConfig,
+    strategy: Strategy,
+    transforms: Sequence[Transform],
+    cohort: int,
+    population: int,
 ) -> None:
     """Make sure that a job's updates can be added up without being seen.
 
-    cohort: clients of a round.
+    cohort: clients of a round; population: of the federation.
 
     Raises:
         ConfigError: a setting needs single updates, or what single clients say.
@@ -58,8 +67,42 @@ def refuse_unsuited(
         )
     if selection.fixed_size and cohort < 2:
         raise ConfigError(f"a round asks {cohort} client, whose update would be the sum; raise clients_per_round.")
-    if options.noise == "distributed" and config.privacy != "client":
+    if config.privacy == "client":
+        _refuse_unsuited_privacy(options, config, strategy, population)
+    elif options.noise == "distributed":
         raise ConfigError(
             "secure_aggregation option 'noise' is distributed, but there is none to distribute; set privacy to "
             "client."
+        )
+
+
+def _refuse_unsuited_privacy(
+    options: SecureAggregation, config: RunConfig, strategy: Strategy, population: int
+) -> None:
+    """Make sure that client-level privacy accounts for what a secure sum shows.
+
+    A cohort below two has no sum, and the round is noise alone. So a federation can differ from the same with a
+    client more by another client as well: one of two counts with the other and not without. The chance of that
+    over all rounds must be of no account beside delta.
+    """
+    level = client_level(config)
+    if level is None:
+        return
+    if options.noise == "distributed" and (level.adaptive or level.noise_multiplier == 0):
+        raise ConfigError(
+            "secure_aggregation option 'noise' is distributed, where every client adds its part of some noise to "
+            "its update; with adaptive a count would need noise as well. Set adaptive to false and "
+            "noise_multiplier above 0, or noise to central."
+        )
+    sampling = client_sampling(config, strategy, population)
+    others, rate = population - 1, sampling.rate
+    if sampling.kind != "poisson" or rate >= 1:
+        return
+    chance = config.num_rounds * rate * others * rate * (1 - rate) ** (others - 1)
+    delta = level.delta_for(population)
+    if chance > NEGLIGIBLE * delta:
+        raise ConfigError(
+            f"rounds of {rate * population:.3g} clients on average are so small that one of two alone comes up "
+            f"with chance {chance:.1g}, which secure_aggregation would show; delta is {delta:.1g}. Raise "
+            "clients_per_round, or take selection=uniform."
         )

@@ -41,6 +41,8 @@ def play(make_config, tmp_path):
     """Return the (state, record) of every round; dropping: (round, client) -> stage; change: of (task, result)."""
 
     def play(dropping=None, rounds=2, change=lambda task, result: result, secure=True, after=None, **changes):
+        if not secure:
+            changes.pop("secure_aggregation_options", None)
         config = make_config(num_clients=4, stack_clients=1, secure_aggregation=secure, **changes)
         job = prepare(config)
         arm = arms.federated(job)
@@ -56,6 +58,7 @@ def play(make_config, tmp_path):
             seed=0,
             min_clients=arm.min_clients,
             secure=arm.secure,
+            privacy=arm.privacy(None) if arm.privacy else None,
         )
         return [(state, None), *played], engine
 
@@ -152,6 +155,44 @@ def test_what_is_no_answer_costs_its_sender_its_place(play):
         ("client-2", True),
         ("client-1", True),
     ]
+
+
+# --- with client-level privacy ---
+
+QUIET = {"privacy": "client", "weighting": "uniform", "rounds": 1}
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "scaffold"])
+def test_a_private_sum_is_clipped_by_the_clients_as_the_server_would(play, strategy):
+    options = {"clip_norm": 0.05, "noise_multiplier": 0.0, "adaptive": True, "count_noise": 1e-9}
+    both = {"strategy": strategy, "optimizer": "sgd", "privacy_options": options, **QUIET}
+    (start, (secure, record)), _ = play(**both)
+    (_, (plain, _)), _ = play(secure=False, **both)
+    assert relative(secure.adapter, plain.adapter, start[0].adapter) < 1e-5
+    assert float(secure.privacy["clip_norm"]) == pytest.approx(float(plain.privacy["clip_norm"]), rel=1e-6)
+    assert tensors.norm(tensors.sub(secure.adapter, start[0].adapter)) > 0
+    assert (record.withheld, record.cohort, record.members, record.loss) == (True, [], (), None)
+
+
+@pytest.mark.parametrize("noise", ["central", "distributed"])
+def test_the_noise_on_a_private_sum_is_what_was_stated(play, noise):
+    """With changes that are clipped to nothing beside it, the mean's entries are the noise over the cohort."""
+    pytest.importorskip("dp_accounting")
+    options = {"clip_norm": 1e-3, "noise_multiplier": 50.0}
+    secure = {"noise": noise, "survivors": 1.0}
+    (start, (after, _)), _ = play(privacy_options=options, secure_aggregation_options=secure, **QUIET)
+    moved = tensors.sub(after.adapter, tensors.flatten(start[0].adapter)).buffer
+    assert moved.double().std() == pytest.approx(50.0 * 1e-3 / 4, rel=0.06)
+
+
+def test_a_private_round_of_too_few_is_noise(play):
+    pytest.importorskip("dp_accounting")
+    gone = {(1, f"client-{number}"): "masked" for number in (1, 2, 3)}
+    (start, (after, record)), _ = play(gone, privacy_options={"clip_norm": 1.0, "noise_multiplier": 1.0}, **QUIET)
+    assert record.aggregated
+    assert tensors.sub(after.adapter, tensors.flatten(start[0].adapter)).buffer.std() == pytest.approx(
+        0.25, rel=0.1
+    )
 
 
 # --- what clients refuse ---
@@ -283,6 +324,12 @@ def test_what_does_not_fit_what_was_announced_does_not_leave(update, question, r
 
 # --- what a job cannot have beside it ---
 
+PRIVATE = {
+    "privacy": "client",
+    "weighting": "uniform",
+    "privacy_options": {"clip_norm": 1.0, "noise_multiplier": 1.0, "adaptive": True},
+}
+
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
@@ -297,6 +344,8 @@ def test_what_does_not_fit_what_was_announced_does_not_leave(update, question, r
         ({"clients_per_round": 1}, "asks 1 client"),
         ({"secure_aggregation_options": {"noise": "distributed"}}, "none to distribute"),
         ({"strategy": "fedbuff", "devices": "equal"}, "as they arrive"),
+        ({**PRIVATE, "selection": "poisson", "clients_per_round": 0.5}, "so small that one of two alone"),
+        ({**PRIVATE, "secure_aggregation_options": {"noise": "distributed"}}, "a count would need noise"),
     ],
 )
 def test_a_job_that_needs_single_updates_is_refused_before_training(make_config, changes, reason):
