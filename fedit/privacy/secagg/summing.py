@@ -12,7 +12,7 @@ from torch import Tensor
 from fedit import tensors
 from fedit.errors import ProtocolError
 from fedit.privacy.secagg.crypto import Words
-from fedit.privacy.secagg.encoding import FixedPoint
+from fedit.privacy.secagg.encoding import MOST_BITS, FixedPoint
 from fedit.privacy.secagg.messages import Message
 from fedit.privacy.secagg.server import Session, Terms
 from fedit.privacy.secagg.settings import SecureAggregation
@@ -20,6 +20,10 @@ from fedit.privacy.secagg.vectors import VECTOR, decoded, read_figures
 from fedit.types import Broadcast, ClientFailure, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
+
+NOISY_BITS = 30
+"""Finest grid where clients add noise: far coarser than the floating-point numbers that the noise is drawn in,
+whose last bits could tell what it was added to."""
 
 Run = Callable[[Sequence[ClientTask]], Iterable[ClientUpdate | ClientFailure]]
 """An engine's `run`."""
@@ -105,7 +109,8 @@ class SecureSum:
 
     def _grid(self, cohort: int) -> FixedPoint:
         limit = self.options.largest if self.wanted.clip is None else self.wanted.clip
-        grid = FixedPoint.for_cohort(limit, max(cohort, 2), self.wanted.heaviest)
+        finest = NOISY_BITS if self.wanted.noise > 0 else MOST_BITS
+        grid = FixedPoint.for_cohort(limit, max(cohort, 2), self.wanted.heaviest, finest)
         return _with_room(grid, self.wanted.noise) if self.wanted.noise > 0 else grid
 
     def _terms(self, grid: FixedPoint, cohort: int) -> Terms:
