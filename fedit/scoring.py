@@ -41,7 +41,8 @@ def score(job: Job, compute: Compute, adapter: Tensors) -> dict[str, object]:
     """Return the losses of ``adapter`` on held-out (and validation) rows, as an event's fields."""
     (losses,) = compute.losses([adapter], "held_out")
     held_out = losses.report([example.category for example in job.held_out])
-    clients = per_client(job, losses, held_out, job.held_out)
+    # A client's loss tells what it holds; where that must not be told, nothing of single clients is.
+    clients = {} if job.config.privacy == "client" else per_client(job, losses, held_out, job.held_out)
     fields: dict[str, object] = {
         "loss": held_out.loss,
         "perplexity": held_out.perplexity,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fedit.cli import aggregate, chat, data, deploy, doctor, judge, listing, report, run, study, ui
+from fedit.cli import aggregate, chat, data, deploy, doctor, judge, listing, privacy, report, run, study, ui
 
 app = typer.Typer(
     name="fedit",
@@ -36,6 +36,7 @@ app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(privacy.app, name="privacy")
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)

@@ -35,6 +35,7 @@ class LiveRun:
         self._rounds: dict[str, TaskID] = {}
         self._client: TaskID | None = None
         self._losses: dict[str, list[float]] = {}
+        self._spent: dict[str, object] = {}
         self._status = Text("preparing data and model …", style="dim")
         self._handlers: dict[str, Callable[[Event], None]] = {
             "preparing": lambda event: self._line(str(event["text"]), "dim"),
@@ -49,6 +50,7 @@ class LiveRun:
             "answering": self._on_answering,
             "client_failed": self._on_failure,
             "stopped_early": self._on_stopped,
+            "budget_spent": self._on_budget,
             "reporting": lambda event: self._set("writing summary and pictures …"),
         }
 
@@ -96,14 +98,18 @@ class LiveRun:
 
     def _on_round(self, event: Event) -> None:
         arm = str(event["arm"])
+        if "epsilon" in event:
+            self._spent[arm] = event["epsilon"]
         if arm in self._rounds:
             self._bars.update(self._rounds[arm], completed=int(_float(event["round"])))
         if not self._console.is_terminal:
             loss = event["train_loss"]
             shown = f"{_float(loss):.3f}" if loss is not None else "    -"
+            told = f"delivered {event['delivered']}/{_count(event['cohort'])}  train loss {shown}"
+            if "epsilon" in event:
+                told = f"epsilon {_epsilon(event['epsilon'])} spent"
             self._console.print(
-                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  "
-                f"delivered {event['delivered']}/{_count(event['cohort'])}  train loss {shown}  "
+                f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  {told}  "
                 f"up {_float(event['bytes_up']) / 1e6:.1f} MB  {_float(event['seconds']):.1f} s",
                 highlight=False,
                 soft_wrap=True,
@@ -121,7 +127,9 @@ class LiveRun:
         preferred = event.get("preference_accuracy")
         told = "" if preferred is None else f", preferences {_float(preferred):.1%}"
         if arm in self._rounds:
-            self._bars.update(self._rounds[arm], note=f"held-out loss {loss:.3f}{told} {sparkline(losses)}")
+            spent = f"  epsilon {_epsilon(self._spent[arm])}" if arm in self._spent else ""
+            note = f"held-out loss {loss:.3f}{told} {sparkline(losses)}{spent}"
+            self._bars.update(self._rounds[arm], note=note)
         if not self._console.is_terminal:
             self._console.print(
                 f"{arm:24s} round {event['round']:>3}/{self._config.num_rounds}  held-out loss {loss:.3f}{told}",
@@ -139,6 +147,13 @@ class LiveRun:
         self._line(
             f"stopped after round {event['round']}: no better validation loss in {event['patience']} evaluations",
             "cyan",
+        )
+
+    def _on_budget(self, event: Event) -> None:
+        self._line(
+            f"ended after round {event['round']} of {event['rounds']}: epsilon {_epsilon(event['epsilon'])} is "
+            f"spent, and another round would go beyond {_epsilon(event['limit'])}; the last model is kept",
+            "yellow",
         )
 
     def _bar(self, arm: str, total: int, done: int = 0) -> None:
@@ -198,6 +213,10 @@ def sparkline(values: list[float]) -> str:
 
 def _float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _epsilon(value: object) -> str:
+    return f"{_float(value):.3g}" if isinstance(value, int | float) else "unbounded"
 
 
 def _count(value: object) -> int:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedit.cli.live import duration
 from fedit.launch import Result
-from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, not_heard, spread, traffic_text
+from fedit.report.summary import PREFERENCES, SHOWN_EXAMPLES, not_heard, protected, spread, traffic_text
 
 
 def print_result(console: Console, result: Result) -> None:
@@ -98,6 +98,8 @@ def _print_totals(console: Console, folder: Path, summary: Mapping[str, object])
         highlight=False,
         soft_wrap=True,
     )
+    if said := protected(summary):
+        console.print(f"{said.strip()} fedit privacy report {folder}", highlight=False, soft_wrap=True)
     for what, name in (
         ("report", "report.html"),
         ("summary", "summary.md"),

@@ -42,7 +42,7 @@ class _Work:
     message_id: str | None = None
     sendings: int = 0
     sent: float = 0.0
-    results: list[ClientUpdate | ClientFailure] | None = None
+    results: "Sequence[ClientUpdate | ClientFailure] | _Results | None" = None
 
 
 @dataclass(slots=True)
@@ -247,19 +247,20 @@ class Flower:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: {trouble.reason}")
 
     def _answered(self, one: _Work, answer: Envelope) -> None:
-        header, pieces = answer
+        header = answer[0]
         for kind in ("refused", "error", "lost"):
             if kind in header:
                 one.results = _all_failed(one.tasks, f"site {one.node.name}: {header[kind]}")
                 self._tell_trouble(one, str(header[kind]), again=False)
                 return
         try:
-            one.results = _read_results(one.tasks, header, pieces)
+            one.results = _Results(one.node.name, one.tasks, answer)
         except (ValueError, KeyError, TypeError) as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
-        stage = one.tasks[0].stage
-        self._durations[stage] = [*self._durations.get(stage, []), self.clock() - one.sent][-KEPT_DURATIONS:]
+        stage, took = one.tasks[0].stage, self.clock() - one.sent
+        self._durations[stage] = [*self._durations.get(stage, []), took][-KEPT_DURATIONS:]
+        log.info("site %s answered in round %d after %.1f s", one.node.name, one.tasks[0].round, took)
 
     def _tell_trouble(self, one: _Work, reason: str, *, again: bool) -> None:
         self.tell("site_trouble", one.tasks[0].round, {"site": one.node.name, "reason": reason, "again": again})
@@ -290,19 +291,32 @@ def read_piece(piece: bytes) -> dict[str, Tensors]:
     return {part: flatten(own) if can_flatten(own) else own for part, own in split(dict(parts[TENSORS])).items()}
 
 
-def _read_results(
-    tasks: Sequence[ClientTask], header: Mapping[str, object], pieces: Mapping[str, bytes]
-) -> list[ClientUpdate | ClientFailure]:
-    headers = cast("list[dict[str, object]]", header["results"])
-    if len(headers) != len(tasks):
-        raise ValueError(f"{len(headers)} results for {len(tasks)} tasks")
-    found: list[ClientUpdate | ClientFailure] = []
-    for index, (task, own) in enumerate(zip(tasks, headers, strict=True)):
-        if (own["client_id"], own["round"]) != (task.client_id, task.round):
-            raise ValueError(f"a result of {own['client_id']} in round {own['round']} where another was asked for")
-        parts = read_piece(pieces[str(index)]) if str(index) in pieces else {}
-        found.append(read_result(own, join(parts)))
-    return found
+class _Results:
+    """The results in an answer, each read when its turn comes: until then they are not in memory.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no answer to what was asked.
+    """
+
+    def __init__(self, site: str, tasks: Sequence[ClientTask], answer: Envelope) -> None:
+        header, self._pieces = answer
+        self._site, self._tasks = site, tasks
+        self._headers = cast("list[dict[str, object]]", header["results"])
+        if len(self._headers) != len(tasks):
+            raise ValueError(f"{len(self._headers)} results for {len(tasks)} tasks")
+        for task, own in zip(tasks, self._headers, strict=True):
+            if (own["client_id"], own["round"]) != (task.client_id, task.round):
+                asked = f"a result of {own['client_id']} in round {own['round']} where another was asked for"
+                raise ValueError(asked)
+
+    def __getitem__(self, index: int) -> ClientUpdate | ClientFailure:
+        """Return one result; one that cannot be read is a failure."""
+        name = str(index)
+        try:
+            parts = read_piece(self._pieces[name]) if name in self._pieces else {}
+            return read_result(self._headers[index], join(parts))
+        except (ValueError, KeyError, TypeError) as error:
+            return _all_failed(self._tasks, f"site {self._site}: its answer cannot be read: {error}")[index]
 
 
 def _all_failed(tasks: Sequence[ClientTask], reason: str) -> list[ClientUpdate | ClientFailure]:

@@ -173,12 +173,7 @@ class Policy(BaseModel):
                 "the job has secure_aggregation=False, so that its server would see this site's updates",
                 "secure_aggregation=true",
             )
-        if self.min_noise_multiplier > 0:
-            yield _sentence(
-                "min_noise_multiplier",
-                "the job adds no noise to what clients send",
-                f"at least {self.min_noise_multiplier:g}",
-            )
+        yield from self._noise(config)
         yield from _above("max_rounds", self.max_rounds, "num_rounds", config.num_rounds)
         yield from _above("max_steps", self.max_steps, "personal_steps", config.personal_steps)
         yield from self._steps(config, _training_of(config), num_rows, num_tokens)
@@ -206,6 +201,18 @@ class Policy(BaseModel):
         else:
             yield from _above("max_rank", self.max_rank, "lora_r", config.lora_r)
         yield from _above("max_rank", self.max_rank, "client_ranks", max(config.own_ranks(), default=0))
+
+    def _noise(self, config: RunConfig) -> Iterator[str]:
+        least = self.min_noise_multiplier
+        noise = config.privacy_options.get("noise_multiplier")
+        if least == 0 or (isinstance(noise, int | float) and noise >= least):
+            return
+        found = "the job adds no noise to what clients send"
+        if config.privacy != "none":
+            found = f"the job has noise_multiplier={_short(noise)}"
+            if noise is None:
+                found = "the job states an epsilon and not its noise_multiplier"
+        yield _sentence("min_noise_multiplier", found, f"at least {least:g}")
 
     def _hidden_weights(self, config: RunConfig) -> Iterator[str]:
         """Yield whether an update's weight would tell a number that may not leave."""

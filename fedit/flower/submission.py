@@ -81,6 +81,7 @@ def _own_code(config: RunConfig) -> list[tuple[str, str]]:
 
 def _build(config: RunConfig) -> None:
     """Have names and options of the algorithm looked up."""
+    from fedit.privacy import build_privacy
     from fedit.selection import build_selection
     from fedit.strategies import build_strategy
     from fedit.transforms import build_transforms
@@ -88,6 +89,7 @@ def _build(config: RunConfig) -> None:
     build_strategy(config.strategy, config.strategy_options)
     build_transforms(config.transforms)
     build_selection(config.selection, config.selection_options)
+    build_privacy(config.privacy, config.privacy_options)
 
 
 def _read(config: RunConfig, held_out: Path) -> None:

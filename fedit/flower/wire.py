@@ -13,7 +13,7 @@ from pathlib import Path
 from fedit.errors import FeditError
 
 Header = dict[str, object]
-Envelope = tuple[Header, dict[str, bytes]]
+Envelope = tuple[Header, Mapping[str, bytes]]
 """A header and named pieces of bytes, each a set of tensors as `fedit.tensorfiles` writes them."""
 
 MARK = b"fedS"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedit.config import RunConfig
 from fedit.events import Event
+from fedit.privacy.report import Statement, stated
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text
 from fedit.report.numbers import Estimate, number_text, shrunk, wilson
 from fedit.report.record import BASE, FEDERATED, RunRecord, mapping, number, numbers, read_run
@@ -276,6 +277,8 @@ def _privacy(run: RunRecord) -> Section:
     shown = run.summary.get("examples")
     count = len(shown) if isinstance(shown, list) else 0
     removed = {name: value for name, value in numbers(run.summary.get("removed_rows")).items() if value}
+    baselines = [arm for arm in run.arms if arm not in (BASE, FEDERATED)]
+    statement = stated(mapping(run.summary.get("privacy")), baselines=baselines)
     facts = [
         Fact("A client sends", "the change of its adapter, and counts: rows, steps, tokens, loss"),
         Fact(
@@ -286,14 +289,17 @@ def _privacy(run: RunRecord) -> Section:
             f"{count:,}" if count else "none",
             "with their answers" if count else "",
         ),
-        Fact("Differential privacy", "none"),
+        *_guarantees(statement),
         Fact("Rows left out", json.dumps(removed) if removed else "none"),
     ]
-    note = (
-        "Rows stayed with their clients, which were simulated on one machine. Changes of an adapter can still "
-        "reveal what a client trained on: nothing was added to hide it."
-    )
-    return Section("Privacy", "privacy", (Text(note), Facts(tuple(facts))))
+    blocks: list[Block] = [Text(statement.opening), Facts(tuple(facts))]
+    blocks += [Note(f"Not protected: {one}", "warning") for one in statement.unprotected]
+    return Section("Privacy", "privacy", tuple(blocks))
+
+
+def _guarantees(statement: Statement) -> list[Fact]:
+    """Return what was promised and spent, as facts."""
+    return [Fact(name, value, detail) for name, value, detail in statement.guarantees]
 
 
 def _transforms(values: Mapping[str, object]) -> str:

@@ -73,7 +73,8 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
         "held_out_rows": len(job.held_out),
         **totals(federated.events),
         "adapter_round": federated.round,
-        "failed_updates": named["client_failed"],
+        # Where clients are private, who failed is withheld, and how many.
+        "failed_updates": None if job.config.privacy == "client" else named["client_failed"],
         "dropped_clients": named["client_dropped"],
         "left_under_way": sum(len(clients) for clients in waiting if isinstance(clients, list)),
         "held_out": {
@@ -81,6 +82,7 @@ def summarise(job: Job, federated: Trained, results: Sequence[ArmResult]) -> dic
             "after": _held_out(by_name["federated"], after),
         },
         "per_category": {name: {"before": start[name], "after": end[name]} for name in start},
+        **_privacy(federated.events),
         "partition": {**job.statistics, "scheme": job.partition.scheme, "hash": job.partition.hash},
         "removed_rows": dict(job.partition.removed),
     }
@@ -169,13 +171,15 @@ def not_heard(summary: Mapping[str, object]) -> str:
 def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Mapping[str, object]) -> str:
     held_out = _mapping(summary["held_out"])
     before, after = _mapping(held_out["before"]), _mapping(held_out["after"])
+    failed = "withheld" if summary["failed_updates"] is None else summary["failed_updates"]
     lines = [
         f"# {folder.name}",
         "",
         f"{summary['strategy']} over {summary['clients']} clients, {summary['rounds']} rounds, "
         f"{_number(summary['tokens']):,.0f} tokens, {_number(summary['seconds']):,.0f} s. "
         f"Up {traffic_text(summary, 'bytes_up')}, down {traffic_text(summary, 'bytes_down')}. "
-        f"Failed updates: {summary['failed_updates']}.{not_heard(summary)}{_simulated(summary)}",
+        f"Failed updates: {failed}.{not_heard(summary)}{_simulated(summary)}"
+        f"{protected(summary)}",
         "",
         f"Held-out loss {_number(before['loss']):.3f} → {_number(after['loss']):.3f} nats per token "
         f"over {summary['held_out_rows']} rows; perplexity {_number(before['perplexity']):.2f} → "
@@ -213,6 +217,27 @@ def _markdown(folder: Path, job: Job, results: Sequence[ArmResult], summary: Map
         lines += [f"- expected: `{example.answer!r}`", ""]
     lines += [f"Next: `fedit chat {folder}`", ""]
     return "\n".join(lines)
+
+
+def _privacy(events: Sequence[Event]) -> dict[str, object]:
+    """Return what was promised to clients and what has been spent; nothing where nothing was promised."""
+    promised = next((event["privacy"] for event in events if "privacy" in event), None)
+    if not isinstance(promised, dict):
+        return {}
+    spent = [event for event in events if event["event"] == "round" and "epsilon" in event]
+    ended = any(event["event"] == "budget_spent" for event in events)
+    last = {name: spent[-1][name] for name in ("epsilon", "epsilon_rdp")} if spent else {}
+    return {"privacy": {**promised, **last, "rounds": len(spent), "budget_spent": ended}}
+
+
+def protected(summary: Mapping[str, object]) -> str:
+    """Return what was spent, in words; nothing where nothing was promised."""
+    if "privacy" not in summary:
+        return ""
+    own = _mapping(summary["privacy"])
+    epsilon = own.get("epsilon", 0.0)
+    shown = "unbounded" if epsilon is None else f"{_number(epsilon):.3g}"
+    return f" Spent on every client: epsilon {shown} at delta {_number(own['delta']):.3g}."
 
 
 def _simulated(summary: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from fedit.arms import FEDERATED
 from fedit.evaluation.intervals import bootstrap, nested_bootstrap, ratio_of_sums
 from fedit.events import Event, EventLog
-from fedit.report.record import number
+from fedit.report.record import mapping, number
 from fedit.study.items import Items
 from fedit.study.personal import read_personal
 from fedit.study.summary import Seed, training_folder
@@ -79,10 +79,14 @@ def course_of(events: Sequence[Event], *, partial: bool = False) -> Course:
                 Point(int(_of(event, "round")), int(tokens), int(sent), math.inf if loss is None else loss)
             )
     errors = [error for own in rounds if (error := number(own.get("aggregation_error"))) is not None]
-    asked = sum(len(cohort) for own in rounds if isinstance(cohort := own.get("cohort"), list))
+    asked: float = sum(len(cohort) for own in rounds if isinstance(cohort := own.get("cohort"), list))
+    delivered: float = sum(_of(own, "delivered") for own in rounds)
+    for event in events:  # how many came is withheld where clients are private; bytes are then expected ones
+        if promised := mapping(event.get("privacy")):
+            asked = delivered = (number(promised.get("expected_cohort")) or 0) * len(rounds)
     return Course(
         tuple(points),
-        sum(_of(own, "bytes_up") for own in rounds) / max(sum(_of(own, "delivered") for own in rounds), 1),
+        sum(_of(own, "bytes_up") for own in rounds) / max(delivered, 1),
         sum(_of(own, "bytes_down") for own in rounds) / max(asked, 1),
         float(np.mean(errors)) if errors else None,
         partial,

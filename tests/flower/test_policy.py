@@ -89,6 +89,10 @@ def test_a_strategy_may_be_allowed_as_a_file():
     assert "allow_custom_code" in Policy(strategies=["mine.py:Mine"]).refusal(RunConfig(strategy="mine.py:Mine"))
 
 
+def private(**noise):
+    return {"privacy": "client", "weighting": "uniform", "privacy_options": {"clip_norm": 0.1, **noise}}
+
+
 REFUSED = [
     # policy, job, what the sentence names: the rule, the job's value, what is allowed
     ({"models": ["a", "b"]}, {"model": "c"}, ("models", "model='c'", "only a, b")),
@@ -106,6 +110,8 @@ REFUSED = [
     ({}, {"attack": ["trigger"]}, ("attack", "attack=['trigger']", "none")),
     ({"min_noise_multiplier": 0.5}, {}, ("min_noise_multiplier", "no noise", "at least 0.5")),
     ({"require_secure_aggregation": True}, {}, ("require_secure_aggregation", "see this site's updates")),
+    ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.4), ("min_noise_multiplier", "multiplier=0.4")),
+    ({"min_noise_multiplier": 0.5}, private(epsilon=8.0), ("min_noise_multiplier", "states an epsilon")),
     ({"allow_statistics": ["loss"]}, {}, ("allow_statistics", "weighting='examples'", "weighting='uniform'")),
     ({"allow_statistics": []}, {"weighting": "tokens"}, ("allow_statistics", "tells supervised_tokens")),
     ({}, {"strategy": "x.py:Y"}, ("allow_custom_code", "strategy='x.py:Y'", "no files")),
@@ -137,6 +143,7 @@ ALLOWED = [
     ({"max_steps": 3}, {"local_steps": 3}),
     ({"max_rank": 8}, {"lora_r": 8, "client_ranks": [4, 8]}),
     ({"max_rank": 8}, {"lora_r": 16, "tuning": "ia3"}),
+    ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.5)),
     ({"tunings": []}, {"tuning": "full"}),
     ({"tunings": ["full"]}, {"tuning": "full"}),
     ({}, {"objective": "dpo", "prompt_template": "alpaca", "transforms": ["top_k", "cast", "zstd"]}),

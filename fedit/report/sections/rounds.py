@@ -35,6 +35,8 @@ def rounds_section(
     asked = delivered + sum(_integer(event, "failed") for event in rounds)
     skipped = [str(event["round"]) for event in rounds if event.get("aggregated") is False]
     text = f"{len(rounds):,} rounds asked for {asked:,} updates and got {delivered:,}."
+    if any(event.get("withheld") for event in rounds):
+        text = f"{len(rounds):,} rounds. Who took part in them, and how many, is withheld: clients are private."
     if dropped := sum(_integer(event, "dropped") for event in rounds):
         text += f" {dropped:,} more clients were asked and not waited for, being late or more than were wanted."
     if flushed := [str(event["round"]) for event in rounds if event.get("flushed")]:
