@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -116,6 +116,9 @@ $(PEERS)/.opacus-stamp: | bench-peers
 	@$(PEERS_INSTALL) scipy==1.17.1 opt-einsum==3.4.0
 	@$(PEERS_INSTALL) --no-deps opacus==1.6.0
 	@touch $@
+# What a secure sum takes beside a plain one; a few minutes.
+bench-secagg: setup
+	@$(BIN)/python -m benchmarks.secagg
 
 hooks: setup
 	$(BIN)/prek install

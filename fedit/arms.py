@@ -13,6 +13,7 @@ from fedit.pacing import pace_of
 from fedit.prepare import check_strategy
 from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.noise import secret
+from fedit.privacy.secagg.sealing import Securely
 from fedit.privacy.setup import client_privacy
 from fedit.strategies import build_variant
 from fedit.strategies.base import Strategy
@@ -30,6 +31,7 @@ class Arm:
 
     clients: client id -> ids of the partition's clients whose rows it holds.
     describe: (client, number of rows) -> what the server knows of it.
+    secure:   how updates are added up so that nobody sees one; None: they are sent as they are.
     privacy: file of the ledger -> the client-level privacy of its rounds; None: there is none.
     """
 
@@ -42,6 +44,7 @@ class Arm:
     min_clients: int
     transforms: Sequence[Transform] = ()
     describe: Callable[[str, int], ClientInfo] = ClientInfo
+    secure: Securely | None = None
     privacy: Callable[[Path | None], ClientPrivacy] | None = None
 
 
@@ -96,6 +99,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         job.config.min_clients,
         job.transforms,
         job.client_info,
+        job.secure,
         partial(client_privacy, job.config, chosen, len(members)) if private else None,
     )
 

@@ -24,6 +24,7 @@ from fedit.evaluation.likeness import likeness
 from fedit.evaluation.loss import RowLosses, row_losses
 from fedit.job import Job
 from fedit.model.fast.decode import Prompt
+from fedit.privacy.secagg.members import Members
 from fedit.scaling import lora_scale
 from fedit.store import ClientStore
 from fedit.types import ClientTask, Running, Tensors, with_ledger
@@ -150,6 +151,7 @@ class Here:
             store=ClientStore(folder / "clients"),
             crew=job.crew,
             describe=arm.describe,
+            members=None if arm.secure is None else Members(arm.secure.options, folder / "secure"),
         )
 
     def losses(self, adapters: Sequence[Tensors], part: Part, share: tuple[int, int] = WHOLE) -> list[RowLosses]:

@@ -12,6 +12,7 @@
     │   ├── SealedUpdates    one client's update was asked for where only the sum may be seen
     │   └── UpdatesConsumed  a cohort's updates were read twice
     ├── DamagedPayload       what was sent is not what arrived
+    ├── ProtocolError        a message that breaks the rules of secure aggregation
     └── JudgeError           a judge that does not answer
 
 A message says what was found, what was expected and what to do, with values in it.
@@ -71,6 +72,10 @@ class UpdatesConsumed(RoundError):
 
 class DamagedPayload(FeditError):
     """Tensors arrived that are not what was sent, or nothing that can be read."""
+
+
+class ProtocolError(FeditError):
+    """A message of secure aggregation that no honest sender sends, or not now; nothing is answered to it."""
 
 
 class JudgeError(FeditError):

@@ -86,6 +86,7 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             # Tokens are counted by training; until then every client weighs the same.
             weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
             transforms=arm.transforms,
+            secure=arm.secure,
             privacy=privacy,
         ):
             server = state
@@ -227,7 +228,7 @@ def _log_round(log: EventLog, record: RoundRecord, hostile: Collection[str], tok
         "round",
         record.round,
         cohort=record.cohort,
-        delivered=len(record.clients),
+        delivered=record.delivered,
         failed=len(record.failures),
         aggregated=record.aggregated,
         train_loss=record.loss,

@@ -21,6 +21,7 @@ def implications(config: RunConfig) -> dict[str, object]:
     shapes = adapted_shapes(model, targets)
     parameters = sum(config.rank * sum(shape) for shape in shapes)
     up, down = bytes_of_a_round(job.strategy, shapes, config.rank, cohort=job.cohort_size)
+    up *= 1 if job.secure is None else 2  # a masked entry has 64 bits
     training = job.training(example_noise=0.0)
     sizes = [len(rows) for rows in job.clients.values()]
     per_epoch = [-(-size // config.batch_size) for size in sizes]

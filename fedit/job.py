@@ -26,6 +26,8 @@ from fedit.model.sources import ModelSource
 from fedit.objectives import Learnt, rows_of
 from fedit.privacy import build_privacy
 from fedit.privacy.example import ExampleLevel
+from fedit.privacy.secagg.sealing import Securely
+from fedit.privacy.secagg.settings import build_secure_aggregation
 from fedit.privacy.spending import noise_of
 from fedit.ranks import ranks_of_clients
 from fedit.strategies.base import Strategy
@@ -153,6 +155,14 @@ class Job:
     def cohort_size(self) -> int:
         """Clients of a round: as many as are asked, or arrive where rounds are of arrivals."""
         return self.strategy.buffer or self.asked
+
+    @cached_property
+    def secure(self) -> Securely | None:
+        """How updates are added up so that nobody sees one; None: they are sent as they are."""
+        if not self.config.secure_aggregation:
+            return None
+        options = build_secure_aggregation(self.config.secure_aggregation_options)
+        return Securely(options, self.config.weighting)
 
     @cached_property
     def places(self) -> int:

@@ -31,6 +31,7 @@ from fedit.model.sources import ModelSource, resolve_model
 from fedit.pacing import pace_of
 from fedit.planting import canaries_of, kept_of
 from fedit.privacy import example
+from fedit.privacy.secagg.suited import refuse_unsuited
 from fedit.privacy.setup import refuse_unprotected, with_noise
 from fedit.ranks import check_ranks, with_rank
 from fedit.strategies import build_strategy
@@ -179,6 +180,8 @@ def check_strategy(job: Job, strategy: Strategy) -> None:
             f"strategy '{type(strategy).__name__}' as it is set trains what is a client's own after the rounds; "
             "set personal_evaluation=true and personal_steps to how many steps that takes."
         )
+    if job.secure is not None:
+        refuse_unsuited(job.secure.options, job.config, strategy, job.transforms, job.asked, len(job.seen))
     strategy.check_cohort(strategy.buffer or job.asked, job.seen)
     refuse_unprotected(job.config, strategy, len(job.seen))
 

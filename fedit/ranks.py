@@ -66,7 +66,9 @@ def _budgets(config: RunConfig, strategy: Strategy, shapes: Sequence[tuple[int, 
     entry = 8 if config.dtype == "fp64" else 4
 
     def sent(rank: int) -> float:
-        return bytes_of_a_round(strategy, shapes, rank, cohort=cohort)[0]
+        # A masked entry has 64 bits.
+        wider = 2 if config.secure_aggregation else 1
+        return wider * bytes_of_a_round(strategy, shapes, rank, cohort=cohort)[0]
 
     def held(rank: int) -> float:
         return bytes_in_training(strategy, shapes, rank, moments=moments, entry=entry, cohort=cohort)

@@ -1,10 +1,12 @@
 """What is told of a round; of a private one nothing but what follows from its noised sum."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedit import tensors
 from fedit.privacy.client import ClientPrivacy, ClientSeal
+from fedit.privacy.secagg.sealing import SecureSeal
 from fedit.types import ClientFailure
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class RoundRecord:
     reason: why the strategy could not aggregate; None where it did.
     simulated_seconds: that it took on the virtual clock; None: there is none.
     flushed: whether its buffer was not full and could not fill any more.
+    members: whose updates are in the sum, where nothing else is known of any of them; ``clients`` is empty then.
     withheld: whether all is left out that would tell of single clients: who took part, what they sent, how many
               they were. Bytes are then those that are expected.
     """
@@ -44,7 +47,30 @@ class RoundRecord:
     reason: str | None = None
     simulated_seconds: float | None = None
     flushed: bool = False
+    members: Sequence[str] = ()
     withheld: bool = False
+
+    @property
+    def delivered(self) -> int:
+        """How many updates were used."""
+        return len(self.members or self.clients)
+
+
+def summed(record: RoundRecord, seal: SecureSeal) -> RoundRecord:
+    """Return of a round whose updates nobody has seen what their sum tells."""
+    up, down = seal.bytes
+    norm = {"mean_update_norm": tensors.norm(seal.mean_delta)} if seal.mean_delta else {}
+    return replace(
+        record,
+        failures=seal.failures,
+        loss=seal.loss,
+        tokens=seal.tokens,
+        bytes_up=up,
+        bytes_down=down,
+        raw_bytes_up=seal.raw_bytes,
+        diagnostics={**record.diagnostics, **norm},
+        members=seal.clients,
+    )
 
 
 def withheld(
@@ -73,6 +99,7 @@ def withheld(
         clients=[],
         failures=[],
         dropped=[],
+        members=(),
         aggregated=True,
         loss=None,
         tokens=0,

@@ -10,13 +10,23 @@ from fedit.diagnostics import AggregationBias, AggregationError, Drift
 from fedit.engines.base import Engine
 from fedit.errors import NoUpdates, RoundError
 from fedit.pace.base import Asked, ByRule, CohortRule, Pace, Plan, Training
-from fedit.privacy.client import ClientPrivacy, ClientSeal
+from fedit.privacy.client import ClientPrivacy
+from fedit.privacy.secagg.sealing import Securely
 from fedit.rehearsal import extras, refuse_larger_ranks
-from fedit.roundrecord import RoundRecord, withheld
+from fedit.roundrecord import RoundRecord, summed, withheld
 from fedit.strategies.base import Strategy
 from fedit.transforms.base import Transform
 from fedit.transforms.chain import Downlink, receive
-from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, ServerState, Tensors
+from fedit.types import (
+    Broadcast,
+    ClientFailure,
+    ClientInfo,
+    ClientTask,
+    ClientUpdate,
+    LocalTraining,
+    ServerState,
+    Tensors,
+)
 from fedit.updates import Updates
 
 MOST_EMPTY_ROUNDS = 3
@@ -77,6 +87,7 @@ def run_rounds(
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
     transforms: Sequence[Transform] = (),
     privacy: ClientPrivacy | None = None,
+    secure: Securely | None = None,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -90,6 +101,7 @@ def run_rounds(
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
     privacy:  seals every cohort; rounds end before the one that would spend more than it allows, and whether
               enough clients delivered does not show.
+    secure:   how updates are added up so that nobody sees one; None: they are sent as they are.
 
     Raises:
         RoundError: several rounds in a row had fewer than ``min_clients`` usable updates.
@@ -103,7 +115,18 @@ def run_rounds(
     empty = 0
     while server.round < rounds and (privacy is None or privacy.affords_a_round()):
         server, record = _one_round(
-            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms, privacy
+            server,
+            engine,
+            strategy,
+            clients,
+            weights,
+            pace,
+            training,
+            seed,
+            min_clients,
+            transforms,
+            privacy,
+            secure,
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -111,7 +134,7 @@ def run_rounds(
         if empty == MOST_EMPTY_ROUNDS and record.cohort:
             first = next(iter([*record.failures, *record.dropped]), None)
             cause = f" First of them: {first.client_id}: {first.reason}." if first else ""
-            if record.reason and len(record.clients) >= min_clients:
+            if record.reason and (record.delivered >= min_clients or secure is not None):
                 raise RoundError(f"round {record.round}, as the {empty - 1} before: {record.reason}.{cause}")
             raise RoundError(
                 f"round {record.round}: fewer than min_clients={min_clients} of {len(record.cohort)} clients "
@@ -131,6 +154,7 @@ def _one_round(
     min_clients: int,
     transforms: Sequence[Transform],
     privacy: ClientPrivacy | None,
+    secure: Securely | None,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
@@ -150,7 +174,6 @@ def _one_round(
     # Where it holds, what the bias adds up is all that the aggregation error needs: no second look at each client.
     alike = not starts and _all_alike(strategy, server, broadcasts.values())
     error = None if alike else _aggregation_error(strategy, server, seeds.derive(seed, "bias", number))
-    seal = None if privacy is None else _seal(privacy, server, strategy, clients[0], training)
     ledgers = {client_id: broadcast.ledger for client_id, broadcast in broadcasts.items()}
 
     def observe(update: ClientUpdate, norm: float) -> None:
@@ -161,15 +184,22 @@ def _one_round(
             trained = strategy.factors(updates.trained(update))
             error.observe(trained, ledgers[update.client_id], update.scale, update.weight)
 
+    private, hidden = None, None
+    if privacy is not None or secure is not None:
+        held = _sent(strategy, server, clients[0], training(number))
+        private = None if privacy is None else privacy.seal(server, *held)
+        if secure is not None:
+            infos = [one.client for one in plan.asked]
+            hidden = secure.seal(engine.run, tasks, infos, *held, weights, max(min_clients, 2), private)
     updates = Updates(
-        _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
+        () if hidden else _arrivals(up.received(engine.run(tasks)), plan.asked, number, strategy),
         server.adapter,
         observe,
         starts=starts,
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
-        seal=seal,
+        seal=hidden or private,
     )
     reason = None
     try:
@@ -177,13 +207,14 @@ def _one_round(
     except NoUpdates as nobody:
         after, reason = server, str(nobody)
     used = tally.used(updates)
-    aggregated = reason is None and len(used) >= min_clients
+    delivered = len(used) if hidden is None else len(hidden.clients)
+    aggregated = reason is None and delivered >= min_clients
     state = after if aggregated else server
     mean = updates.deltas.value() if updates.alike else {}
     diagnostics = {**drift.report(mean), **bias.report(mean)}
     if aggregated:
         diagnostics |= strategy.metrics(after)
-        if alike:
+        if alike and hidden is None:
             diagnostics |= bias.error(mean, after.adapter, (server.ledger, after.ledger), server.scale)
         elif error is not None:
             diagnostics |= error.report(strategy.factors(after.adapter), after.ledger, after.scale)
@@ -206,20 +237,24 @@ def _one_round(
         simulated_seconds=plan.seconds,
         flushed=plan.flushed,
     )
-    if privacy is not None and seal is not None:
-        record = withheld(record, privacy, seal, _traffic(strategy, server, clients[0]), strategy.metrics(after))
+    if hidden is not None:
+        record = summed(record, hidden)
+    if privacy is not None and private is not None:
+        record = withheld(
+            record, privacy, private, _traffic(strategy, server, clients[0]), strategy.metrics(after)
+        )
         schedule = pace.after(server, clients, plan, ())
-        return replace(after, round=number, schedule=schedule, privacy=seal.after()), record
+        return replace(after, round=number, schedule=schedule, privacy=private.after()), record
     return replace(state, round=number, schedule=pace.after(server, clients, plan, tally.clients)), record
 
 
-def _seal(
-    privacy: ClientPrivacy, server: ServerState, strategy: Strategy, client: ClientInfo, training: Training
-) -> ClientSeal:
-    """Return what the round's updates go into: it knows what they hold before anybody has delivered."""
+def _sent(
+    strategy: Strategy, server: ServerState, client: ClientInfo, training: LocalTraining
+) -> tuple[Tensors, Tensors]:
+    """Return names and shapes of what clients will send, of the adapter and beside it, before anybody has."""
     number = server.round + 1
     delta = {name: tensor for name, tensor in server.adapter.items() if strategy.uploads(name, number)}
-    return privacy.seal(server, delta, extras(strategy, server, client, training(number)))
+    return delta, extras(strategy, server, client, training)
 
 
 @dataclass(frozen=True, slots=True)

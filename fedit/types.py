@@ -155,13 +155,19 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class ClientTask:
-    """One client's work for one round: everything a worker needs, and nothing else."""
+    """One client's work for one round: everything a worker needs, and nothing else.
+
+    stage:   of secure aggregation, whose update does not leave as it is; "": an ordinary round of training.
+    message: what the server says in that stage, as JSON can say it.
+    """
 
     round: int
     client_id: str
     broadcast: Broadcast
     training: LocalTraining
     seed: int
+    stage: str = ""
+    message: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,7 @@ class ClientUpdate:
     weight: its share before normalising.
     scale:  that it multiplied B A by.
     staleness: server steps taken between the state that it started from and the one it is applied to.
+    message: its answer to a stage of secure aggregation, where weight and examples say nothing.
     """
 
     client_id: str
@@ -183,6 +190,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
     staleness: int = 0
+    message: Mapping[str, object] = field(default_factory=dict)
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> "ClientUpdate":
         """Apply ``change`` to every tensor that leaves the client, ``delta`` and ``extra`` alike."""

@@ -14,6 +14,7 @@ from fedit.errors import DamagedPayload
 from fedit.model.adapted import AdaptedModel
 from fedit.objectives import Learnt, reference_gaps
 from fedit.privacy.keystream import Keystream
+from fedit.privacy.secagg.members import Members
 from fedit.stacked import StackedTrainer, Trained
 from fedit.store import ClientStore
 from fedit.strategies.base import Strategy
@@ -60,9 +61,11 @@ class Worker:
         crew: Crew | None = None,
         describe: Callable[[str, int], ClientInfo] = ClientInfo,
         keystream: Callable[[], Keystream] = Keystream,
+        members: Members | None = None,
     ) -> None:
         """Take the model, the clients' rows and the algorithm.
 
+        members:  make its clients' part of secure aggregation, without which no update leaves then.
         describe: (client, number of rows) -> what the server knows of it.
         keystream:  where private training takes batches and noise from; a test gives one it knows.
         """
@@ -76,6 +79,7 @@ class Worker:
         self._store = store or ClientStore()
         self._describe = describe
         self._keystream = keystream
+        self._members = members
 
     def clients(self) -> list[ClientInfo]:
         """Return the clients whose data is here, in the order of their ids."""
@@ -97,6 +101,13 @@ class Worker:
 
         on_step: hears the index of a task and its progress after each of its steps.
         """
+        if self._members is not None:
+            return self._members.answer(tasks, partial(self._train_all, on_step))
+        return self._train_all(on_step, tasks)
+
+    def _train_all(
+        self, on_step: Callable[[int, Progress], None], tasks: Sequence[ClientTask]
+    ) -> list[ClientUpdate | ClientFailure]:
         down = Downlink(self._transforms)
         clients = [self._start(task, down) for task in tasks]
         for number in range(max((len(client.phases) for client in clients), default=0)):

@@ -31,6 +31,7 @@ def task_header(task: ClientTask) -> Header:
         "training": asdict(task.training),
         "seed": task.seed,
         "scale": task.broadcast.scale,
+        **({"stage": task.stage, "message": dict(task.message)} if task.stage else {}),
     }
 
 
@@ -39,7 +40,13 @@ def read_task(header: Header, sets: Mapping[str, Tensors]) -> ClientTask:
     broadcast = Broadcast(**sets, scale=cast("float | None", header["scale"]))
     training = LocalTraining(**cast(dict[str, object], header["training"]))  # type: ignore[arg-type]  # as written
     return ClientTask(
-        cast(int, header["round"]), cast(str, header["client_id"]), broadcast, training, cast(int, header["seed"])
+        cast(int, header["round"]),
+        cast(str, header["client_id"]),
+        broadcast,
+        training,
+        cast(int, header["seed"]),
+        cast(str, header.get("stage", "")),
+        cast(dict[str, object], header.get("message", {})),
     )
 
 
@@ -54,6 +61,7 @@ def result_frame(result: ClientUpdate | ClientFailure) -> tuple[Header, Tensors]
         "weight": result.weight,
         "metrics": dict(result.metrics),
         "scale": result.scale,
+        **({"message": dict(result.message)} if result.message else {}),
     }
     return header, join({"delta": result.delta, "extra": result.extra})
 
@@ -73,6 +81,7 @@ def read_result(header: Header, tensors: Tensors) -> ClientUpdate | ClientFailur
         parts.get("extra", {}),
         cast(dict[str, float], header["metrics"]),
         cast(float, header["scale"]),
+        message=cast(dict[str, object], header.get("message", {})),
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -36,7 +36,13 @@ class Audit:
         self._append({"event": "announced", "run": run, "clients": dict(clients)})
 
     def sent(
-        self, run: str, round: int, client: str, parts: Mapping[str, Tensor], metrics: Mapping[str, float]
+        self,
+        run: str,
+        round: int,
+        client: str,
+        parts: Mapping[str, Tensor],
+        metrics: Mapping[str, float],
+        message: Sequence[str] = (),
     ) -> None:
         """Record a client's update: of each tensor its name, shape, dtype, bytes and norm, and all numbers.
 
@@ -44,6 +50,8 @@ class Audit:
                  ones, have none.
         metrics: every number that leaves, those beside the client's metrics, such as its weight, among them.
                  NaN and infinity are written as "nan", "inf" and "-inf", which JSON has no numbers for.
+        message: names of what it says beside, in a stage of secure aggregation; all of it is keys or encrypted,
+                 or undoes a mask.
 
         Raises:
             AuditError: the disk is full or the file cannot be written.
@@ -57,6 +65,7 @@ class Audit:
                 "bytes": sum(tensors.num_bytes({name: tensor}) for name, tensor in parts.items()),
                 "tensors": [_describe(name, tensor) for name, tensor in parts.items()],
                 "metrics": {name: _number(value) for name, value in metrics.items()},
+                **({"message": list(message)} if message else {}),
             }
         )
 

@@ -70,7 +70,7 @@ class Flower:
     clock: Callable[[], float] = time.monotonic
     _roster: Roster = field(init=False)
     _late: dict[str, _Work] = field(default_factory=dict)
-    _durations: list[float] = field(default_factory=list)
+    _durations: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin without anybody."""
@@ -100,7 +100,8 @@ class Flower:
 
     def run(self, tasks: Sequence[ClientTask]) -> Iterator[ClientUpdate | ClientFailure]:
         """Yield one result per task, in the order of the tasks, as soon as it can be had."""
-        ends = self.clock() + self._round_deadline()
+        self._forget_late()
+        ends = self.clock() + self._deadline_of(tasks)
         self._wait_for_quorum(tasks, ends)
         failed: dict[str, ClientFailure] = {}
         work = self._work(tasks, failed)
@@ -114,12 +115,13 @@ class Flower:
                 self._look(work, ends)
             yield one.results[index]
 
-    def _round_deadline(self) -> float:
+    def _deadline_of(self, tasks: Sequence[ClientTask]) -> float:
+        """Return the seconds that some tasks may take; those of one stage take about as long in every round."""
         if self.deadline is not None:
             return self.deadline
-        if not self._durations:
+        if not (known := self._durations.get(tasks[0].stage if tasks else "")):
             return FIRST_DEADLINE
-        return max(SLACK * statistics.median(self._durations), SHORTEST_DEADLINE)
+        return max(SLACK * statistics.median(known), SHORTEST_DEADLINE)
 
     def _work(self, tasks: Sequence[ClientTask], failed: dict[str, ClientFailure]) -> list[_Work]:
         """Return what goes out, grouped by site; who cannot be asked now is in ``failed``."""
@@ -177,7 +179,7 @@ class Flower:
         for piece in pieces.values():
             identity.update(piece)
         return Parcel(
-            node_id, "train", {**header, "task_id": identity.hexdigest()}, pieces, 2 * self._round_deadline()
+            node_id, "train", {**header, "task_id": identity.hexdigest()}, pieces, 2 * self._deadline_of(tasks)
         )
 
     def _look(self, work: Sequence[_Work], ends: float) -> None:
@@ -243,8 +245,8 @@ class Flower:
         except (ValueError, KeyError, TypeError) as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
-        took = self.clock() - one.sent
-        self._durations = [*self._durations, took][-KEPT_DURATIONS:]
+        stage, took = one.tasks[0].stage, self.clock() - one.sent
+        self._durations[stage] = [*self._durations.get(stage, []), took][-KEPT_DURATIONS:]
         log.info("site %s answered in round %d after %.1f s", one.node.name, one.tasks[0].round, took)
 
     def _tell_trouble(self, one: _Work, reason: str, *, again: bool) -> None:

@@ -47,6 +47,7 @@ class Policy(BaseModel):
         "reward_margin",
         "preference_accuracy",
     ]
+    require_secure_aggregation: bool = False
     min_noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
 
     @classmethod
@@ -170,6 +171,12 @@ class Policy(BaseModel):
         yield from _not_among("objectives", self.objectives, "objective", config.objective)
         yield from self._ranks(config)
         yield from self._hidden_weights(config)
+        if self.require_secure_aggregation and not config.secure_aggregation:
+            yield _sentence(
+                "require_secure_aggregation",
+                "the job has secure_aggregation=False, so that its server would see this site's updates",
+                "secure_aggregation=true",
+            )
         yield from self._noise(config, training)
         yield from _above("max_rounds", self.max_rounds, "num_rounds", config.num_rounds)
         yield from _above("max_steps", self.max_steps, "personal_steps", config.personal_steps)

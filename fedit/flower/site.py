@@ -34,6 +34,7 @@ from fedit.job import Job
 from fedit.model.hardware import is_out_of_memory
 from fedit.objectives import Learnt, num_tokens
 from fedit.prepare import assemble
+from fedit.privacy.secagg.members import Members
 from fedit.store import ClientStore
 from fedit.types import ClientFailure, ClientTask, ClientUpdate, Tensors
 from fedit.worker import Worker
@@ -147,6 +148,9 @@ class SiteWorker:
             log.warning("client %s has no update of round %d: %s", result.client_id, result.round, result.reason)
             self._audit.failed(run.name, result.round, result.client_id, result.reason)
             return result
+        if result.message:  # a stage of secure aggregation
+            self._audit.sent(run.name, result.round, result.client_id, result.extra, {}, sorted(result.message))
+            return result
         kept = self._policy.metrics(result.metrics)
         shown = result.num_examples if self._policy.reports("num_examples") else 1
         result = replace(result, num_examples=shown, metrics=kept)
@@ -200,6 +204,9 @@ class _Run:
             store=ClientStore(settings.folder / "state" / "clients" / safe_name(name)),
             crew=job.crew,
             describe=job.client_info,
+            members=None
+            if job.secure is None
+            else Members(job.secure.options, settings.folder / "state" / "secure" / safe_name(name)),
         )
         return cls(name, job, rows, worker, InProcess(worker, width=job.stack_width))
 

@@ -149,6 +149,12 @@ class ClientSeal:
         self._delta = tensors.FixedSum(delta)
         self._extra = tensors.FixedSum(extra)
         self._unclipped = 0.0
+        self._noised = False
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise on every entry of the sum."""
+        return self._privacy.noises[0] * self.clip_norm if self._privacy.noises[0] else 0.0
 
     @property
     def participation(self) -> float:
@@ -165,13 +171,25 @@ class ClientSeal:
             self._add(update)
         self._privacy.charge()
         expected = self._privacy.sampling.expected
-        deviation = self._privacy.noises[0] * self.clip_norm if self._privacy.noises[0] else 0.0
         for part in (self._delta, self._extra):
-            if deviation:
-                part.sums.add_(gaussian(part.layout.size, self._privacy.entropy), alpha=deviation)
+            if self.noise and not self._noised:
+                part.sums.add_(gaussian(part.layout.size, self._privacy.entropy), alpha=self.noise)
         return ClientUpdate(
             "mean", self._round, 0, expected, self._delta.over(expected), self._extra.over(expected)
         )
+
+    def take(
+        self, delta: tensors.Flat, extra: tensors.Flat, unclipped: float, count: int, *, noised: bool
+    ) -> None:
+        """Add a sum of updates that their clients have clipped, in place of the updates.
+
+        delta, extra: flat; unclipped: how many of ``count`` clients had nothing to clip.
+        noised: whether the clients have added all the noise, too.
+        """
+        self._delta.sums.add_(delta.buffer)
+        self._extra.sums.add_(extra.buffer)
+        self._unclipped += unclipped - count / 2
+        self._noised = noised
 
     def after(self) -> Tensors:
         """Return what the next state carries: how many rounds were charged, and the next clip norm."""

@@ -67,6 +67,11 @@ class Selection(ABC):
         return False
 
     @property
+    def needs_losses(self) -> bool:
+        """Whether it chooses by what single clients tell of their training, which secure sums and noise hide."""
+        return False
+
+    @property
     def averages_draws(self) -> bool:
         """Whether clients are drawn by their size, so that an update weighs as often as it was drawn, no more."""
         return False

@@ -82,6 +82,11 @@ class Oort(Selection):
         return race(pool.seed, "cohort", pool.round, "known", weights=near)[:count]
 
     @property
+    def needs_losses(self) -> bool:
+        """Whether it chooses by single clients' losses: it does."""
+        return True
+
+    @property
     def remembers(self) -> bool:
         """Whether it looks at the past: at losses and durations."""
         return True

@@ -43,6 +43,11 @@ class PowerOfChoice(Selection):
         return sorted(drawn[: pool.size])
 
     @property
+    def needs_losses(self) -> bool:
+        """Whether it chooses by single clients' losses: it does."""
+        return True
+
+    @property
     def remembers(self) -> bool:
         """Whether it looks at the past: at losses."""
         return True

@@ -72,8 +72,9 @@ def simulated(job, data, folder, **changes):
         {"transforms": [{"cast": {}}]},
         {"strategy": "scaffold", "optimizer": "sgd"},
         {"clients_per_round": 2},
+        {"secure_aggregation": True},
     ],
-    ids=["fedit", "ranks", "packed", "bf16", "scaffold", "two"],
+    ids=["fedit", "ranks", "packed", "bf16", "scaffold", "two", "secure"],
 )
 def test_a_deployed_run_ends_with_the_bits_of_a_simulation(job, data, tmp_path, changes):
     expected = simulated(job, data, tmp_path / "simulated", **changes)
@@ -463,3 +464,64 @@ def test_many_clients_of_one_site_train_in_the_stacks_of_a_simulation(job, data,
     ours, theirs = read_adapter(result.adapter), read_adapter(expected.adapter)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert [len(parcel.header["tasks"]) for parcel in link.trained()] == [1, 2] * 3
+
+
+# --- secure sums ---
+
+
+def secure(sites):
+    """Return the federation with secure sums."""
+    link, config = sites
+    return link, config.model_copy(update={"secure_aggregation": True})
+
+
+def test_the_server_of_a_secure_run_is_sent_keys_letters_and_masked_vectors_alone(sites, data, tmp_path):
+    link, config = secure(sites)
+    came = []
+    for name, answer in list(link.sites.items()):
+
+        def heard(header, pieces, answer=answer):
+            found = answer(header, pieces)
+            came.append((header, found))
+            return found
+
+        link.sites[name] = heard
+    result = deployed((link, config), tmp_path, data)
+    records, failures = rounds(result)
+    assert [r["delivered"] for r in records] == [3, 3, 3]
+    assert not failures
+    stages = [header["tasks"][0]["stage"] for header, _ in came if header["do"] == "train"]
+    assert stages == [stage for _ in range(3) for stage in ("keys", "shares", "masked", "unmask") for _ in SITES]
+    for header, (answer, pieces) in came:
+        if header["do"] == "train":
+            assert [result["metrics"] for result in answer["results"]] == [{}]
+            held = [
+                name for piece in pieces.values() for name in tensorfiles.decode(piece, (TENSORS,))[0][TENSORS]
+            ]
+            assert held == (["extra/masked"] if header["tasks"][0]["stage"] == "masked" else [])
+    audit = (tmp_path / "sites" / SITES[0] / "state" / "audit.jsonl").read_text().splitlines()
+    messages = [e.get("message") for e in map(json.loads, audit) if e["event"] == "sent"]
+    assert messages[:4] == [
+        ["commitment", "mask_key", "share_key"],
+        ["sealed"],
+        ["extras"],
+        ["mask_keys", "seeds"],
+    ]
+
+
+def test_a_site_that_is_lost_in_a_stage_of_a_secure_round_is_not_in_its_sum(sites, data, tmp_path):
+    link, config = secure(sites)
+    real = link.sites[SITES[1]]
+
+    def away(header, pieces):
+        tasks = header.get("tasks")
+        stage = {1: "shares", 2: "masked", 3: "unmask"}[tasks[0]["round"]] if tasks else ""
+        return ({"error": "gone"}, {}) if tasks and tasks[0]["stage"] == stage else real(header, pieces)
+
+    link.sites[SITES[1]] = away
+    records, failures = rounds(deployed((link, config), tmp_path, data))
+    assert [r["delivered"] for r in records] == [2, 2, 3]
+    assert [f["reason"] for f in failures] == [
+        f"site {SITES[1]}: gone (stage 'shares')",
+        f"site {SITES[1]}: gone (stage 'masked')",
+    ]

@@ -110,6 +110,7 @@ REFUSED = [
     ({}, {"attack": ["nan"]}, ("attack", "attack=['nan']", "none")),
     ({}, {"attack": ["trigger"]}, ("attack", "attack=['trigger']", "none")),
     ({"min_noise_multiplier": 0.5}, {}, ("min_noise_multiplier", "no noise", "at least 0.5")),
+    ({"require_secure_aggregation": True}, {}, ("require_secure_aggregation", "see this site's updates")),
     ({"min_noise_multiplier": 0.5}, private(noise_multiplier=0.4), ("min_noise_multiplier", "multiplier=0.4")),
     ({"min_noise_multiplier": 0.5}, private(epsilon=8.0), ("min_noise_multiplier", "states an epsilon")),
     (
