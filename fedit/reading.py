@@ -1,8 +1,8 @@
 """Text from outside as values, within limits: whatever is wrong with JSON, YAML or TOML is one kind of error.
 
-The libraries raise half a dozen kinds (numbers of thousands of digits, nesting beyond the interpreter's stack, days
-that do not exist), and a few lines of YAML can stand for gigabytes. Values that pass here are shallow enough for
-everything that goes over them by recursion afterwards.
+The libraries raise half a dozen kinds (numbers of thousands of digits, nesting beyond the interpreter's stack,
+days that do not exist), and a few lines of YAML can stand for gigabytes. Values that pass here are shallow enough
+for everything that goes over them by recursion afterwards.
 """
 
 import json
@@ -40,7 +40,7 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  # JSON is anything
         Unreadable: it is no JSON, or nested too deeply.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise Unreadable(error.msg, error.lineno, error.colno) from error
     except ValueError as error:  # bytes that are no text; numbers too long to read

@@ -67,7 +67,9 @@ class _Tally:
         self.clients.append(
             {"client": update.client_id, "examples": update.num_examples, "weight": update.weight, **metrics}
         )
-        self.tokens += int(metrics.get("tokens", 0))
+        tokens = metrics.get("tokens", 0.0)
+        # What a client says of itself; a lie must not be the end of the run.
+        self.tokens += int(tokens) if 0 <= tokens < 1e18 else 0
 
     def used(self, updates: Updates) -> list[dict[str, float | str]]:
         """Return the clients that the strategy did not reject, with their part in the aggregate if it is known."""

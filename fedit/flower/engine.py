@@ -7,13 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from fedit import tensorfiles
-from fedit.engines.messages import BROADCAST_PARTS, broadcast_sets, join, read_result, split, task_header
+from fedit.engines.messages import BROADCAST_PARTS, Fields, broadcast_sets, join, read_result, split, task_header
 from fedit.errors import RoundError
 from fedit.flower.link import Link, Node, Parcel, Trouble
 from fedit.flower.wire import Envelope
+from fedit.reading import shown
 from fedit.tensors import can_flatten, flatten
 from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
 
@@ -28,6 +28,10 @@ KEPT_DURATIONS = 20
 SENDINGS = 3
 """Times that the same work is sent at most; what a site had finished it answers at once."""
 TENSORS = "tensors"
+MOST_CLIENTS = 100_000
+"""Clients that one site may say it has."""
+LONGEST_REASON = 1000
+"""Characters of what a site says for itself that are kept."""
 
 Same = tuple[int, ...]
 
@@ -138,16 +142,24 @@ class Flower:
         heard[node.node_id] = node.name
         header = answer[0]
         if (reason := header.get("refused") or header.get("error") or header.get("lost")) is not None:
-            refused.append(f"{node.name}: {reason}")
-            self.tell("site_refused", 0, {"site": node.name, "reason": str(reason)})
+            told = str(reason)[:LONGEST_REASON]
+            refused.append(f"{node.name}: {told}")
+            self.tell("site_refused", 0, {"site": node.name, "reason": told})
             return
-        for one in cast("list[dict[str, object]]", header["clients"]):
-            client, rows = str(one["client_id"]), int(str(one["num_examples"]))
-            if client in self._clients:
-                other = self._clients[client][1].name
-                raise RoundError(f"sites {other} and {node.name} both have a client '{client}'; names must differ")
-            self._clients[client] = (ClientInfo(client, rows), node)
-        self.tell("site_joined", 0, {"site": node.name, "clients": len(header["clients"])})  # type: ignore[arg-type]
+        try:
+            found = _read_clients(header)
+        except ValueError as error:
+            refused.append(f"{node.name}: its answer cannot be read: {error}")
+            self.tell("site_refused", 0, {"site": node.name, "reason": f"its answer cannot be read: {error}"})
+            return
+        for client in found:
+            if client.client_id in self._clients:
+                other = self._clients[client.client_id][1].name
+                raise RoundError(
+                    f"sites {other} and {node.name} both have a client '{client.client_id}'; names must differ"
+                )
+            self._clients[client.client_id] = (client, node)
+        self.tell("site_joined", 0, {"site": node.name, "clients": len(found)})
 
     # --- a round ---
 
@@ -249,12 +261,13 @@ class Flower:
         header, pieces = answer
         for kind in ("refused", "error", "lost"):
             if kind in header:
-                one.results = _all_failed(one.tasks, f"site {one.node.name}: {header[kind]}")
-                self._tell_trouble(one, str(header[kind]), again=False)
+                told = str(header[kind])[:LONGEST_REASON]
+                one.results = _all_failed(one.tasks, f"site {one.node.name}: {told}")
+                self._tell_trouble(one, told, again=False)
                 return
         try:
             one.results = _read_results(one.tasks, header, pieces)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
         self._durations = [*self._durations, self.clock() - one.sent][-KEPT_DURATIONS:]
@@ -288,18 +301,36 @@ def read_piece(piece: bytes) -> dict[str, Tensors]:
     return {part: flatten(own) if can_flatten(own) else own for part, own in split(dict(parts[TENSORS])).items()}
 
 
+def _read_clients(header: Mapping[str, object]) -> list[ClientInfo]:
+    """Return the clients that a site says it has.
+
+    Raises:
+        ValueError: they cannot be read, one stands twice, or there are more than any site has.
+    """
+    listed = header.get("clients")
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_CLIENTS:
+        raise ValueError(f"clients is {shown(listed)}; expected a list of 1 to {MOST_CLIENTS:,}")
+    fields = [Fields.of(one, "a client") for one in listed]
+    found = [ClientInfo(one.text("client_id"), one.whole("num_examples")) for one in fields]
+    if len({client.client_id for client in found}) < len(found):
+        raise ValueError("a client stands twice")
+    return found
+
+
 def _read_results(
     tasks: Sequence[ClientTask], header: Mapping[str, object], pieces: Mapping[str, bytes]
 ) -> list[ClientUpdate | ClientFailure]:
-    headers = cast("list[dict[str, object]]", header["results"])
-    if len(headers) != len(tasks):
-        raise ValueError(f"{len(headers)} results for {len(tasks)} tasks")
+    headers = header.get("results")
+    if not isinstance(headers, list) or len(headers) != len(tasks):
+        raise ValueError(f"results is {shown(headers)}; expected a list of {len(tasks)}")
     found: list[ClientUpdate | ClientFailure] = []
     for index, (task, own) in enumerate(zip(tasks, headers, strict=True)):
-        if (own["client_id"], own["round"]) != (task.client_id, task.round):
-            raise ValueError(f"a result of {own['client_id']} in round {own['round']} where another was asked for")
         parts = read_piece(pieces[str(index)]) if str(index) in pieces else {}
-        found.append(read_result(own, join(parts)))
+        result = read_result(own, join(parts))
+        if (result.client_id, result.round) != (task.client_id, task.round):
+            told = f"a result of {shown(result.client_id)} in round {result.round}"
+            raise ValueError(f"{told} where another was asked for")
+        found.append(result)
     return found
 
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from fedit.errors import RunFolderError
 from fedit.events import Event, EventLog
 from fedit.files import read_json
+from fedit.reading import parse_yaml
 from fedit.report.numbers import natural_order
 from fedit.report.sections.clients import Holding
 
@@ -139,8 +138,8 @@ def read_settings(path: Path) -> dict[str, object]:
         RunFolderError: they cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content, _ = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     return content if isinstance(content, dict) else {}
 

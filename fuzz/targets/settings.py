@@ -31,14 +31,17 @@ _TOML_WORDS = (
 _NAMES = tuple(name.encode() + b": " for name in list(RunConfig.model_fields)[:60])
 
 
+def _own() -> list[bytes]:
+    return sorted((path.read_bytes() for path in settings.recipes().values()), key=len)[:12]
+
+
 def _recipes() -> list[bytes]:
-    own = [path.read_bytes() for path in settings.recipes().values()]
-    return sorted(own, key=len)[:12] + [b"&a [*a]", b"a: &x [1]\nnum_rounds: *x", b"study: {seeds: [1, 2]}"]
+    return [*_own(), b"&a [*a]", b"a: &x [1]\nnum_rounds: *x", b"study: {seeds: [1, 2]}"]
 
 
 def _as_json() -> list[bytes]:
     """Job files as JSON, which is YAML: their values can be changed as values."""
-    return [json.dumps(yaml.safe_load(text)).encode() for text in _recipes()[:12]]
+    return [json.dumps(yaml.safe_load(text)).encode() for text in _own()]
 
 
 def _job(suffix: str) -> object:
