@@ -16,7 +16,7 @@ DEEPEST = 64
 """Levels of lists and objects in each other. Settings have 4, rows of known data sets 5."""
 MOST_NODES = 200_000
 """Values that a YAML text may stand for, aliases written out."""
-LONGEST_SETTINGS = 4 << 20
+LONGEST_SETTINGS = 1 << 20
 """Bytes of a file that a person writes: a job, a policy, a template."""
 
 
@@ -58,10 +58,12 @@ def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         Unreadable: it is no YAML, is nested too deeply, or stands for too much.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _refuse_large(node)
-        return yaml.safe_load(text), node
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _refuse_large(node)
+        return loader.construct_document(node), node
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", None) or error)

@@ -85,7 +85,7 @@ def _in_process(name: str, seconds: float, seed: int) -> dict:
 
 
 def _alone(target: Target, seconds: float, seed: int, last: Path) -> dict:
-    """Fuzz a target in this process, and return the outcome as JSON values; the input under way stands in ``last``."""
+    """Fuzz a target here, and return the outcome as JSON values; the input under way stands in ``last``."""
     for data in target.seeds:  # loads libraries, before memory is limited
         with suppress(Exception):  # is found again, and told then
             target.try_(data)

@@ -13,7 +13,7 @@ from fuzz.mutation import Mutator
 from fuzz.reach import Reach
 from fuzz.target import Target
 
-SLOWEST = 2.0
+SLOWEST = 4.0
 """Seconds of processor that an input of at most 64 KiB may take."""
 MOST_GROWTH = 512 << 10
 """KiB by which one input may push the highest memory use of the process."""

@@ -15,8 +15,8 @@ _PATIENCE = 400
 class Reach:
     """Lines of fedit that were reached so far.
 
-    Tracing makes a program several times slower: functions all of whose lines are known, or that showed nothing new
-    for long, are left alone.
+    Tracing makes a program several times slower: functions all of whose lines are known, or that showed nothing
+    new for long, are left alone.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Reach:
         finally:
             sys.settrace(before)
 
-    def _called(self, frame: FrameType, event: str, argument: object) -> Any:  # noqa: ANN401  # as sys.settrace has it
+    def _called(self, frame: FrameType, event: str, argument: object) -> Any:  # as sys.settrace has it
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE):
             return None
@@ -46,7 +46,7 @@ class Reach:
         self._in_vain[code] += 1
         return self._stepped
 
-    def _stepped(self, frame: FrameType, event: str, argument: object) -> Any:  # noqa: ANN401  # as sys.settrace has it
+    def _stepped(self, frame: FrameType, event: str, argument: object) -> Any:  # as sys.settrace has it
         if event == "line":
             unseen = self._unseen[frame.f_code]
             if frame.f_lineno in unseen:

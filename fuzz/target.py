@@ -1,4 +1,4 @@
-"""What is fuzzed: a function that takes bytes, examples of good ones, and the errors that it is allowed to raise."""
+"""What is fuzzed: a function that takes bytes, examples of good ones, and the errors that it may raise."""
 
 import hashlib
 import json

@@ -10,12 +10,38 @@ from fedit.flower.policy import DEFAULT_POLICY, Policy
 from fuzz.target import Target, promise, table_of
 from fuzz.targets import scratch
 
-_TOML_WORDS = (b"[[a]]", b"[a.b]", b"'''", b'"""', b"1979-05-27T07:32:61", b"inf", b"nan", b"0x", b"\\u0000", b"{", b"[",
-               b"max_rank = ", b"models = ", b"strategies = ['x.py:Y']", b"9" * 5000)  # fmt: skip
+_TOML_WORDS = (
+    b"[[a]]",
+    b"[a.b]",
+    b"'''",
+    b'"""',
+    b"1979-05-27T07:32:61",
+    b"inf",
+    b"nan",
+    b"0x",
+    b"\\u0000",
+    b"{",
+    b"[",
+    b"max_rank = ",
+    b"models = ",
+    b"strategies = ['x.py:Y']",
+    b"9" * 5000,
+)
 _SITE = b'name = "hospital-a"\nserver = "127.0.0.1:8000"\ninsecure = true\n'
 _DEPLOYMENT = b'name = "d"\nhost = "127.0.0.1"\nport = 8000\nsites = ["a", "b"]\ninsecure = true\n'
-_JOB = {"name": "first", "job": {"num_rounds": 3}, "held_out": "/data/h.jsonl", "deadline": 0.0, "sites": 2,
-        "run_id": 7, "starts": 1, "in_vain": 0, "round": 0, "state": "active", "reason": ""}  # fmt: skip
+_JOB = {
+    "name": "first",
+    "job": {"num_rounds": 3},
+    "held_out": "/data/h.jsonl",
+    "deadline": 0.0,
+    "sites": 2,
+    "run_id": 7,
+    "starts": 1,
+    "in_vain": 0,
+    "round": 0,
+    "state": "active",
+    "reason": "",
+}
 
 
 def _policy(data: bytes) -> None:
@@ -70,19 +96,66 @@ def _key(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("policy", ("fedit.flower.policy",), _policy, lambda: [DEFAULT_POLICY.encode(), b'models = ["demo"]\n'],
-           (ConfigError,), "text", _TOML_WORDS),
-    Target("policy_values", ("fedit.flower.policy",), _policy_values,
-           lambda: [json.dumps(Policy().model_dump()).encode()], (ConfigError,), "json"),
+    Target(
+        "policy",
+        ("fedit.flower.policy",),
+        _policy,
+        lambda: [DEFAULT_POLICY.encode(), b'models = ["demo"]\n'],
+        (ConfigError,),
+        "text",
+        _TOML_WORDS,
+    ),
+    Target(
+        "policy_values",
+        ("fedit.flower.policy",),
+        _policy_values,
+        lambda: [json.dumps(Policy().model_dump()).encode()],
+        (ConfigError,),
+        "json",
+    ),
     Target("site_toml", ("fedit.flower.layout",), _site, lambda: [_SITE], (ConfigError,), "text", _TOML_WORDS),
-    Target("deployment_toml", ("fedit.flower.layout",), _deployment, lambda: [_DEPLOYMENT], (ConfigError,), "text",
-           _TOML_WORDS),
-    Target("submitted_job", ("fedit.flower.jobs",), _job, lambda: [json.dumps(_JOB).encode()],
-           (RunFolderError, ConfigError), "json"),
-    Target("run_name", ("fedit.flower.jobs",), _name, lambda: [b"first", b"a.b-c_1"], (ConfigError,), "text",
-           (b"..", b"/", b"\\", b"\0")),
-    Target("host", ("fedit.flower.layout",), _host, lambda: [b"fl.example.org:8000", b"[::1]:80", b"10.0.0.1:1"],
-           (ConfigError,), "text", (b"[", b"]", b":", b"::", b"%eth0", b"0.0.0.0")),
-    Target("public_key", ("fedit.flower.certificates",), _key, lambda: [make_node_key("a")[1]], (ConfigError,), "text",
-           (b"ssh-rsa ", b"ecdsa-sha2-nistp384 ", b"-cert-v01@openssh.com ", b"AAAA")),
-)  # fmt: skip
+    Target(
+        "deployment_toml",
+        ("fedit.flower.layout",),
+        _deployment,
+        lambda: [_DEPLOYMENT],
+        (ConfigError,),
+        "text",
+        _TOML_WORDS,
+    ),
+    Target(
+        "submitted_job",
+        ("fedit.flower.jobs",),
+        _job,
+        lambda: [json.dumps(_JOB).encode()],
+        (RunFolderError, ConfigError),
+        "json",
+    ),
+    Target(
+        "run_name",
+        ("fedit.flower.jobs",),
+        _name,
+        lambda: [b"first", b"a.b-c_1"],
+        (ConfigError,),
+        "text",
+        (b"..", b"/", b"\\", b"\0"),
+    ),
+    Target(
+        "host",
+        ("fedit.flower.layout",),
+        _host,
+        lambda: [b"fl.example.org:8000", b"[::1]:80", b"10.0.0.1:1"],
+        (ConfigError,),
+        "text",
+        (b"[", b"]", b":", b"::", b"%eth0", b"0.0.0.0"),
+    ),
+    Target(
+        "public_key",
+        ("fedit.flower.certificates",),
+        _key,
+        lambda: [make_node_key("a")[1]],
+        (ConfigError,),
+        "text",
+        (b"ssh-rsa ", b"ecdsa-sha2-nistp384 ", b"-cert-v01@openssh.com ", b"AAAA"),
+    ),
+)

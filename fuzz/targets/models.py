@@ -17,17 +17,34 @@ def _ggufs() -> list[bytes]:
     path = scratch.folder() / "seed.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     for add, value in (
-        (writer.add_embedding_length, 8), (writer.add_feed_forward_length, 16), (writer.add_block_count, 1),
-        (writer.add_head_count, 2), (writer.add_head_count_kv, 1), (writer.add_context_length, 32),
-        (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_rope_freq_base, 1e4), (writer.add_vocab_size, 4),
-        (writer.add_token_list, ["a", "b", "<s>", "</s>"]), (writer.add_tokenizer_model, "gpt2"),
-        (writer.add_bos_token_id, 2), (writer.add_eos_token_id, 3),
-    ):  # fmt: skip
+        (writer.add_embedding_length, 8),
+        (writer.add_feed_forward_length, 16),
+        (writer.add_block_count, 1),
+        (writer.add_head_count, 2),
+        (writer.add_head_count_kv, 1),
+        (writer.add_context_length, 32),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_rope_freq_base, 1e4),
+        (writer.add_vocab_size, 4),
+        (writer.add_token_list, ["a", "b", "<s>", "</s>"]),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_bos_token_id, 2),
+        (writer.add_eos_token_id, 3),
+    ):
         add(value)
-    shapes = {"token_embd.weight": (4, 8), "output_norm.weight": (8,), "blk.0.attn_norm.weight": (8,),
-              "blk.0.attn_q.weight": (8, 8), "blk.0.attn_k.weight": (4, 8), "blk.0.attn_v.weight": (4, 8),
-              "blk.0.attn_output.weight": (8, 8), "blk.0.ffn_norm.weight": (8,), "blk.0.ffn_gate.weight": (16, 8),
-              "blk.0.ffn_up.weight": (16, 8), "blk.0.ffn_down.weight": (8, 16)}  # fmt: skip
+    shapes = {
+        "token_embd.weight": (4, 8),
+        "output_norm.weight": (8,),
+        "blk.0.attn_norm.weight": (8,),
+        "blk.0.attn_q.weight": (8, 8),
+        "blk.0.attn_k.weight": (4, 8),
+        "blk.0.attn_v.weight": (4, 8),
+        "blk.0.attn_output.weight": (8, 8),
+        "blk.0.ffn_norm.weight": (8,),
+        "blk.0.ffn_gate.weight": (16, 8),
+        "blk.0.ffn_up.weight": (16, 8),
+        "blk.0.ffn_down.weight": (8, 16),
+    }
     for name, shape in shapes.items():
         writer.add_tensor(name, np.zeros(shape, dtype=np.float32))
     writer.write_header_to_file()
@@ -72,11 +89,26 @@ def _folder(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("gguf", ("fedit.model.gguf",), _gguf, _ggufs, (ModelError,), "bytes",
-           (b"GGUF", b"general.architecture", b"llama", b"blk.0.attn_q.weight", b"\xff" * 8, b"\0" * 8)),
-    Target("model_folder", ("fedit.model.sources", "fedit.model.loading"), _folder,
-           lambda: [json.dumps({"config.json": _CONFIG, "model.safetensors.index.json": _INDEX}).encode(),
-                    json.dumps({"config.json": {**_CONFIG, "auto_map": {"a": "b"}}, "model.safetensors.index.json":
-                                _INDEX}).encode()],
-           (ModelError,), "json"),
-)  # fmt: skip
+    Target(
+        "gguf",
+        ("fedit.model.gguf",),
+        _gguf,
+        _ggufs,
+        (ModelError,),
+        "bytes",
+        (b"GGUF", b"general.architecture", b"llama", b"blk.0.attn_q.weight", b"\xff" * 8, b"\0" * 8),
+    ),
+    Target(
+        "model_folder",
+        ("fedit.model.sources", "fedit.model.loading"),
+        _folder,
+        lambda: [
+            json.dumps({"config.json": _CONFIG, "model.safetensors.index.json": _INDEX}).encode(),
+            json.dumps(
+                {"config.json": {**_CONFIG, "auto_map": {"a": "b"}}, "model.safetensors.index.json": _INDEX}
+            ).encode(),
+        ],
+        (ModelError,),
+        "json",
+    ),
+)

@@ -29,12 +29,20 @@ from fuzz.targets.wire import START, signed
 _MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 _EVENTS = [
     {"event": "arm_started", "round": 0, "rounds": 2, "arm": "federated", "time": 1.0},
-    {"event": "round", "round": 1, "arm": "federated", "train_loss": 1.5, "bytes_up": 10, "bytes_down": 20, "time": 2.0},
+    {
+        "event": "round",
+        "round": 1,
+        "arm": "federated",
+        "train_loss": 1.5,
+        "bytes_up": 10,
+        "bytes_down": 20,
+        "time": 2.0,
+    },
     {"event": "site_trouble", "round": 1, "site": "a", "reason": "no", "again": True},
     {"event": "client_failed", "round": 1, "client": "a", "reason": "no"},
     {"event": "evaluation", "round": 1, "loss": 1.0, "per_category": {"a": 1.0}},
     {"event": "finished", "round": 1, "schema": 1},
-]  # fmt: skip
+]
 
 
 def _lines(rows: list[dict]) -> bytes:
@@ -136,9 +144,19 @@ def _run_folder(data: bytes) -> None:
     markdown(document)
 
 
-_FILES = ("run.json", "resolved.yaml", "environment.json", "summary.json", "partition-counts.json", "events.jsonl",
-          "answers.json", "personal.json", "arms/base/answers.json", "arms/arm-0/events.jsonl",
-          "arms/arm-0/answers.json")  # fmt: skip
+_FILES = (
+    "run.json",
+    "resolved.yaml",
+    "environment.json",
+    "summary.json",
+    "partition-counts.json",
+    "events.jsonl",
+    "answers.json",
+    "personal.json",
+    "arms/base/answers.json",
+    "arms/arm-0/events.jsonl",
+    "arms/arm-0/answers.json",
+)
 
 
 def _run_folders() -> list[bytes]:
@@ -155,8 +173,14 @@ def _adapter_weights() -> list[bytes]:
     return [safetensors.torch.save(good), safetensors.torch.save(odd)]
 
 
-_ADAPTER_CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "use_rslora": False,
-                   "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
+_ADAPTER_CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["q_proj"],
+    "use_rslora": False,
+    "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 
 
 def _adapter_folder(config: bytes, weights: bytes) -> Path:
@@ -203,8 +227,17 @@ def _items(data: bytes) -> None:
     items.of_category("a")
 
 
-_ITEMS = {"rows": ["1", "2"], "categories": ["a", None], "owners": [None, None], "nll": [1.0, 2.0], "tokens": [3, 4],
-          "correct": [1, 2], "texts": ["a", "b"], "right": [True, False], "rouge": [0.5, 0.1]}  # fmt: skip
+_ITEMS = {
+    "rows": ["1", "2"],
+    "categories": ["a", None],
+    "owners": [None, None],
+    "nll": [1.0, 2.0],
+    "tokens": [3, 4],
+    "correct": [1, 2],
+    "texts": ["a", "b"],
+    "right": [True, False],
+    "rouge": [0.5, 0.1],
+}
 
 
 def _study_rows(data: bytes) -> None:
@@ -216,21 +249,59 @@ def _study_rows(data: bytes) -> None:
 _BROKEN = (RunFolderError,)
 TARGETS = (
     Target("server_state", ("fedit.checkpoint",), _state, _states, _BROKEN),
-    Target("server_state_json", ("fedit.checkpoint",), _state_json, lambda: [b'{"round": 3, "version": 3}'], _BROKEN,
-           "json"),
+    Target(
+        "server_state_json",
+        ("fedit.checkpoint",),
+        _state_json,
+        lambda: [b'{"round": 3, "version": 3}'],
+        _BROKEN,
+        "json",
+    ),
     Target("client_state", ("fedit.store",), _client_state, _client_states, _BROKEN),
     Target("kept_answer", ("fedit.flower.cache",), _kept_answer, _kept_answers, ()),
-    Target("events", ("fedit.events", "fedit.flower.progress"), _events, lambda: [_lines(_EVENTS)], _BROKEN, "jsonl"),
-    Target("json_of_a_run", ("fedit.files", "fedit.runfolder"), _json_file,
-           lambda: [b'{"version": 1, "settings": "5", "num_threads": 1}'], _BROKEN, "json"),
-    Target("run_folder", ("fedit.report.record", "fedit.report.run_report"), _run_folder, _run_folders,
-           (*_BROKEN, ConfigError), "json"),
-    Target("adapter_weights", ("fedit.model.export",), _weights, _adapter_weights, (ModelError,), "bytes",
-           (b"lora_A", b'"shape":[', b"F8_E5M2", b"\xff" * 8)),
-    Target("adapter_config", ("fedit.model.export", "fedit.tuned"), _adapter_config,
-           lambda: [json.dumps(_ADAPTER_CONFIG).encode()], (ModelError,), "json"),
-    Target("aggregation_state", ("fedit.aggregation",), _aggregated, _aggregation_states,
-           (*_BROKEN, ConfigError, ModelError)),
+    Target(
+        "events", ("fedit.events", "fedit.flower.progress"), _events, lambda: [_lines(_EVENTS)], _BROKEN, "jsonl"
+    ),
+    Target(
+        "json_of_a_run",
+        ("fedit.files", "fedit.runfolder"),
+        _json_file,
+        lambda: [b'{"version": 1, "settings": "5", "num_threads": 1}'],
+        _BROKEN,
+        "json",
+    ),
+    Target(
+        "run_folder",
+        ("fedit.report.record", "fedit.report.run_report"),
+        _run_folder,
+        _run_folders,
+        (*_BROKEN, ConfigError),
+        "json",
+    ),
+    Target(
+        "adapter_weights",
+        ("fedit.model.export",),
+        _weights,
+        _adapter_weights,
+        (ModelError,),
+        "bytes",
+        (b"lora_A", b'"shape":[', b"F8_E5M2", b"\xff" * 8),
+    ),
+    Target(
+        "adapter_config",
+        ("fedit.model.export", "fedit.tuned"),
+        _adapter_config,
+        lambda: [json.dumps(_ADAPTER_CONFIG).encode()],
+        (ModelError,),
+        "json",
+    ),
+    Target(
+        "aggregation_state",
+        ("fedit.aggregation",),
+        _aggregated,
+        _aggregation_states,
+        (*_BROKEN, ConfigError, ModelError),
+    ),
     Target("study_items", ("fedit.study.items",), _items, lambda: [json.dumps(_ITEMS).encode()], _BROKEN, "json"),
     Target("study_rows", ("fedit.study.examples",), _study_rows, lambda: [b'[{"a": 1}]'], _BROKEN, "json"),
-)  # fmt: skip
+)

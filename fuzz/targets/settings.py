@@ -13,8 +13,27 @@ from fedit.variants import Variant
 from fuzz.target import Target, table_of
 from fuzz.targets import scratch
 
-_YAML_WORDS = (b"&a ", b"*a", b"<<: ", b"!!int ", b"!!timestamp ", b"!!python/object ", b"? ", b"- ", b"|\n", b"---\n",
-               b"[", b"{", b": ", b"2001-02-31", b"study:\n", b"model:\n", b"strategy_options: ", b"1:30", b"\t")  # fmt: skip
+_YAML_WORDS = (
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!int ",
+    b"!!timestamp ",
+    b"!!python/object ",
+    b"? ",
+    b"- ",
+    b"|\n",
+    b"---\n",
+    b"[",
+    b"{",
+    b": ",
+    b"2001-02-31",
+    b"study:\n",
+    b"model:\n",
+    b"strategy_options: ",
+    b"1:30",
+    b"\t",
+)
 _TOML_WORDS = (
     b"[[a]]",
     b"[a.b]",
@@ -74,27 +93,74 @@ def _variant(data: bytes) -> None:
 
 
 TARGETS = (
-    Target("job_yaml", ("fedit.settings", "fedit.reading"), _job(".yaml"), _recipes, (ConfigError,), "text",
-           (*_YAML_WORDS, *_NAMES)),
-    Target("job_values", ("fedit.settings", "fedit.reading"), _job(".yaml"), _as_json, (ConfigError,), "json",
-           _NAMES),
-    Target("job_toml", ("fedit.settings", "fedit.reading"), _job(".toml"),
-           lambda: [b'[model]\nmodel = "demo"\n\n[federation]\nnum_rounds = 3\nlearning_rate = 1e-3\n',
-                    b"num_clients = 4\nclient_ranks = {a = 1}\ncompare = ['local']\n"],
-           (ConfigError,), "text", _TOML_WORDS),
-    Target("job_arguments", ("fedit.settings",), _arguments,
-           lambda: [b"num_rounds=3\nlearning_rate=1e-3", b"strategy=fedopt\nstrategy_options.tau=0.1",
-                    b"columns.instruction=q\ncompare=local,centralised", b"study.seeds=[1,2]"],
-           (ConfigError,), "text", (*_YAML_WORDS, *(name.replace(b": ", b"=") for name in _NAMES))),
-    Target("resolved_settings", ("fedit.runfolder", "fedit.report.record"), _resolved, _as_json,
-           (ConfigError, RunFolderError), "json"),
-    Target("algorithm_options", ("fedit.registry",), _options,
-           lambda: [json.dumps(own).encode() for own in (
-               {"strategy": "fedadam", "strategy_options": {"tau": 0.01}},
-               {"strategy": "krum", "strategy_options": {"max_attackers": 1}},
-               {"transforms": [{"top_k": {"fraction": 0.1}}, {"zstd": {"level": 3}}, "cast"]})],
-           (ConfigError,), "json"),
-    Target("variant", ("fedit.variants",), _variant,
-           lambda: [b"fed_sb(bases=first_update)", b'fedadam(tau=0.01 name="a b")', b"fedit"], (ConfigError,), "text",
-           (b"(", b"=", b'"', b"\\")),
-)  # fmt: skip
+    Target(
+        "job_yaml",
+        ("fedit.settings", "fedit.reading"),
+        _job(".yaml"),
+        _recipes,
+        (ConfigError,),
+        "text",
+        (*_YAML_WORDS, *_NAMES),
+    ),
+    Target(
+        "job_values", ("fedit.settings", "fedit.reading"), _job(".yaml"), _as_json, (ConfigError,), "json", _NAMES
+    ),
+    Target(
+        "job_toml",
+        ("fedit.settings", "fedit.reading"),
+        _job(".toml"),
+        lambda: [
+            b'[model]\nmodel = "demo"\n\n[federation]\nnum_rounds = 3\nlearning_rate = 1e-3\n',
+            b"num_clients = 4\nclient_ranks = {a = 1}\ncompare = ['local']\n",
+        ],
+        (ConfigError,),
+        "text",
+        _TOML_WORDS,
+    ),
+    Target(
+        "job_arguments",
+        ("fedit.settings",),
+        _arguments,
+        lambda: [
+            b"num_rounds=3\nlearning_rate=1e-3",
+            b"strategy=fedopt\nstrategy_options.tau=0.1",
+            b"columns.instruction=q\ncompare=local,centralised",
+            b"study.seeds=[1,2]",
+        ],
+        (ConfigError,),
+        "text",
+        (*_YAML_WORDS, *(name.replace(b": ", b"=") for name in _NAMES)),
+    ),
+    Target(
+        "resolved_settings",
+        ("fedit.runfolder", "fedit.report.record"),
+        _resolved,
+        _as_json,
+        (ConfigError, RunFolderError),
+        "json",
+    ),
+    Target(
+        "algorithm_options",
+        ("fedit.registry",),
+        _options,
+        lambda: [
+            json.dumps(own).encode()
+            for own in (
+                {"strategy": "fedadam", "strategy_options": {"tau": 0.01}},
+                {"strategy": "krum", "strategy_options": {"max_attackers": 1}},
+                {"transforms": [{"top_k": {"fraction": 0.1}}, {"zstd": {"level": 3}}, "cast"]},
+            )
+        ],
+        (ConfigError,),
+        "json",
+    ),
+    Target(
+        "variant",
+        ("fedit.variants",),
+        _variant,
+        lambda: [b"fed_sb(bases=first_update)", b'fedadam(tau=0.01 name="a b")', b"fedit"],
+        (ConfigError,),
+        "text",
+        (b"(", b"=", b'"', b"\\"),
+    ),
+)

@@ -10,8 +10,15 @@ from fedit.ui.guard import Guard, Refusal
 from fedit.ui.server import _PAGE, Handler
 from fuzz.target import Target, promise, table_of
 
-_COMPLETION = {"model": "base", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0.5,
-               "stream": True, "stream_options": {"include_usage": True}, "n": 1}  # fmt: skip
+_COMPLETION = {
+    "model": "base",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "n": 1,
+}
 _COMPARING = {"arms": ["a", "b"], "question": "Hi?", "blind": True, "seed": 3}
 _TOKEN = "t" * 32
 _GUARD = Guard("127.0.0.1", 8000, _TOKEN)
@@ -92,8 +99,15 @@ def _request(data: bytes) -> None:
 def _requests() -> list[bytes]:
     head = f"Host: 127.0.0.1:8000\r\nAuthorization: Bearer {_TOKEN}\r\n"
     found = []
-    for path in ("/", "/app.js", "/api/state", "/api/question?number=3", "/v1/models", "/../../etc/passwd",
-                 f"/?token={_TOKEN}"):  # fmt: skip
+    for path in (
+        "/",
+        "/app.js",
+        "/api/state",
+        "/api/question?number=3",
+        "/v1/models",
+        "/../../etc/passwd",
+        f"/?token={_TOKEN}",
+    ):
         found.append(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
     for path, body in (("/v1/chat/completions", _COMPLETION), ("/api/compare", _COMPARING)):
         text = json.dumps(body)
@@ -105,18 +119,67 @@ def _requests() -> list[bytes]:
 
 
 TARGETS = (
-    Target("request_bodies", ("fedit.ui.bodies",), _bodies,
-           lambda: [json.dumps(own).encode() for own in (
-               _COMPLETION, _COMPARING, {"comparison": "x", "choice": "A"},
-               {**_COMPLETION, "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]})],
-           (ConfigError,), "json"),
-    Target("request_headers", ("fedit.ui.guard",), _headers,
-           lambda: [json.dumps(own).encode() for own in (
-               {"host": "127.0.0.1:8000", "authorization": f"Bearer {_TOKEN}", "origin": "http://127.0.0.1:8000"},
-               {"host": "localhost:8000", "cookie": f"a=b; fedit-8000={_TOKEN}", "origin": "http://localhost:8000"},
-               {"host": "[::1]:8000", "target": f"/?token={_TOKEN}"})],
-           (Refusal,), "json", (b"token=", b"[", b"]:", b"@", b"%", b"Bearer ")),
-    Target("requests", ("fedit.ui.server",), _request, _requests, (ConnectionError,), "text",
-           (b"GET ", b"POST ", b"HTTP/1.1", b"HTTP/9", b"\r\n", b"\r\n\r\n", b"Content-Length: ", b"Host: ", b"-1",
-            b"Transfer-Encoding: chunked\r\n", b"../", b"%2e%2e%2f", b"//", b"?", b"#", b"\xff", b"[")),
-)  # fmt: skip
+    Target(
+        "request_bodies",
+        ("fedit.ui.bodies",),
+        _bodies,
+        lambda: [
+            json.dumps(own).encode()
+            for own in (
+                _COMPLETION,
+                _COMPARING,
+                {"comparison": "x", "choice": "A"},
+                {**_COMPLETION, "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+            )
+        ],
+        (ConfigError,),
+        "json",
+    ),
+    Target(
+        "request_headers",
+        ("fedit.ui.guard",),
+        _headers,
+        lambda: [
+            json.dumps(own).encode()
+            for own in (
+                {"host": "127.0.0.1:8000", "authorization": f"Bearer {_TOKEN}", "origin": "http://127.0.0.1:8000"},
+                {
+                    "host": "localhost:8000",
+                    "cookie": f"a=b; fedit-8000={_TOKEN}",
+                    "origin": "http://localhost:8000",
+                },
+                {"host": "[::1]:8000", "target": f"/?token={_TOKEN}"},
+            )
+        ],
+        (Refusal,),
+        "json",
+        (b"token=", b"[", b"]:", b"@", b"%", b"Bearer "),
+    ),
+    Target(
+        "requests",
+        ("fedit.ui.server",),
+        _request,
+        _requests,
+        (ConnectionError,),
+        "text",
+        (
+            b"GET ",
+            b"POST ",
+            b"HTTP/1.1",
+            b"HTTP/9",
+            b"\r\n",
+            b"\r\n\r\n",
+            b"Content-Length: ",
+            b"Host: ",
+            b"-1",
+            b"Transfer-Encoding: chunked\r\n",
+            b"../",
+            b"%2e%2e%2f",
+            b"//",
+            b"?",
+            b"#",
+            b"\xff",
+            b"[",
+        ),
+    ),
+)

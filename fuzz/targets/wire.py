@@ -27,10 +27,25 @@ from fedit.updates import Updates
 from fuzz.target import Target, promise, table_of
 
 START = {"m.A": torch.ones(2, 3), "m.B": torch.zeros(4, 2)}
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-_HEADERS = (b'"data_offsets":[0,', b'"dtype":"F8_E4M3"', b'"shape":[', b"9223372036854775807", b"__metadata__",
-            b'"dtype":"F32"', b"\xff" * 8, b"\0" * 8)  # fmt: skip
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_HEADERS = (
+    b'"data_offsets":[0,',
+    b'"dtype":"F8_E4M3"',
+    b'"shape":[',
+    b"9223372036854775807",
+    b"__metadata__",
+    b'"dtype":"F32"',
+    b"\xff" * 8,
+    b"\0" * 8,
+)
 
 
 # --- tensors as files ---
@@ -51,7 +66,7 @@ def _tensor_file(data: bytes) -> None:
 
 
 def signed(data: bytes) -> bytes:
-    """Return a tensor file with the digest that its content has, so that what lies behind the digest is reached."""
+    """Return a tensor file with the digest that its content has: what lies behind the digest is reached."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
@@ -95,7 +110,7 @@ def _envelope(data: bytes) -> None:
 
 def _header(data: bytes) -> None:
     """An envelope whose lengths are right: what lies behind them is reached."""
-    promise(LONGEST_HEADER >= len(data), "too long")
+    promise(len(data) <= LONGEST_HEADER, "too long")
     _envelope(b"fedS" + len(data).to_bytes(4, "big") + data + b"x" * 32)
 
 
@@ -176,10 +191,20 @@ class _Site:
 
 _ANSWER = {
     "query": {"clients": [{"client_id": "a", "num_examples": 10}]},
-    "train": {"results": [{"client_id": "a", "round": 1, "num_examples": 10, "weight": 10.0,
-                           "metrics": {"loss": 1.0, "tokens": 5.0}, "scale": 2.0}]},
+    "train": {
+        "results": [
+            {
+                "client_id": "a",
+                "round": 1,
+                "num_examples": 10,
+                "weight": 10.0,
+                "metrics": {"loss": 1.0, "tokens": 5.0},
+                "scale": 2.0,
+            }
+        ]
+    },
     "pieces": {"0": {"delta/m.A": ["F32", [2, 3], 0.5], "delta/m.B": ["F32", [4, 2], -1]}},
-}  # fmt: skip
+}
 
 
 def _answers() -> list[bytes]:
@@ -275,25 +300,67 @@ def _record(data: bytes) -> None:
 
 TARGETS = (
     Target("tensor_file", ("fedit.tensorfiles",), _tensor_file, _tensor_files, (ValueError,), "bytes", _HEADERS),
-    Target("tensor_file_signed", ("fedit.tensorfiles",), _signed_file, _tensor_files, (ValueError,), "bytes",
-           _HEADERS),
-    Target("envelope", ("fedit.flower.wire",), _envelope, _envelopes, (WireError,), "bytes",
-           (b"fedS", b'"pieces": [["0", ', b"\xff" * 4)),
-    Target("envelope_header", ("fedit.flower.wire",), _header,
-           lambda: [b'{"do": "train", "pieces": [["0", 3], ["1", 4]]}'], (WireError,), "json"),
-    Target("frame", ("fedit.engines.frames",), _frame, _frames, (frames.FrameError,), "bytes",
-           (b"fed1", *_HEADERS)),
+    Target(
+        "tensor_file_signed", ("fedit.tensorfiles",), _signed_file, _tensor_files, (ValueError,), "bytes", _HEADERS
+    ),
+    Target(
+        "envelope",
+        ("fedit.flower.wire",),
+        _envelope,
+        _envelopes,
+        (WireError,),
+        "bytes",
+        (b"fedS", b'"pieces": [["0", ', b"\xff" * 4),
+    ),
+    Target(
+        "envelope_header",
+        ("fedit.flower.wire",),
+        _header,
+        lambda: [b'{"do": "train", "pieces": [["0", 3], ["1", 4]]}'],
+        (WireError,),
+        "json",
+    ),
+    Target(
+        "frame", ("fedit.engines.frames",), _frame, _frames, (frames.FrameError,), "bytes", (b"fed1", *_HEADERS)
+    ),
     Target("task", ("fedit.engines.messages", "fedit.flower.policy"), _task, _tasks, (ValueError,), "json"),
-    Target("site_answer", ("fedit.flower.engine", "fedit.updates"), _answer, _answers,
-           (RoundError, NoUpdates), "json"),
-    Target("worker_result", ("fedit.engines.messages",), _result,
-           lambda: [json.dumps({"header": _ANSWER["train"]["results"][0], "tensors": _ANSWER["pieces"]["0"]}).encode(),
-                    b'{"header": {"client_id": "a", "round": 1, "reason": "no"}}'], (ValueError,), "json"),
-    Target("worker_error", ("fedit.engines.messages",), _error,
-           lambda: [b'{"kind": "DataError", "message": "no"}', b'{"kind": "UnknownName", "message": "no"}'],
-           (ValueError,), "json"),
-    Target("packed_update", ("fedit.transforms.wire",), _unpack, _packed, (DamagedPayload, NoUpdates, ConfigError),
-           "bytes", _HEADERS),
-    Target("flower_record", ("fedit.flower.records",), _record, lambda: [b'{"do": "train"}\nabc'], (WireError,),
-           "jsonl"),
-)  # fmt: skip
+    Target(
+        "site_answer", ("fedit.flower.engine", "fedit.updates"), _answer, _answers, (RoundError, NoUpdates), "json"
+    ),
+    Target(
+        "worker_result",
+        ("fedit.engines.messages",),
+        _result,
+        lambda: [
+            json.dumps({"header": _ANSWER["train"]["results"][0], "tensors": _ANSWER["pieces"]["0"]}).encode(),
+            b'{"header": {"client_id": "a", "round": 1, "reason": "no"}}',
+        ],
+        (ValueError,),
+        "json",
+    ),
+    Target(
+        "worker_error",
+        ("fedit.engines.messages",),
+        _error,
+        lambda: [b'{"kind": "DataError", "message": "no"}', b'{"kind": "UnknownName", "message": "no"}'],
+        (ValueError,),
+        "json",
+    ),
+    Target(
+        "packed_update",
+        ("fedit.transforms.wire",),
+        _unpack,
+        _packed,
+        (DamagedPayload, NoUpdates, ConfigError),
+        "bytes",
+        _HEADERS,
+    ),
+    Target(
+        "flower_record",
+        ("fedit.flower.records",),
+        _record,
+        lambda: [b'{"do": "train"}\nabc'],
+        (WireError,),
+        "jsonl",
+    ),
+)
