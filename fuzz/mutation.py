@@ -89,8 +89,8 @@ class Mutator:
             if changed is not None:
                 return changed[:LONGEST]
         for _ in range(self._random.choice((1, 1, 2, 3, 6))):
-            data = self._bytes_changed(data, pool)
-        return data[:LONGEST]
+            data = self._bytes_changed(data, pool)[:LONGEST]
+        return data
 
     # --- bytes ---
 
@@ -106,7 +106,8 @@ class Mutator:
             case 2:
                 return data[:start] + data[end:]
             case 3:
-                return data[:end] + data[start:end] * pick.choice((1, 2, 8, 100, _MOST_REPEATS)) + data[end:]
+                times = min(pick.choice((1, 2, 8, 100, _MOST_REPEATS)), LONGEST // max(end - start, 1))
+                return data[:end] + data[start:end] * times + data[end:]
             case 4:
                 other = pick.choice(pool)
                 return data[:start] + other[self._place(other) :]

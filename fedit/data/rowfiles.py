@@ -123,7 +123,7 @@ def _read_parquet(path: Path) -> list[PlacedRow]:
         raise DataError(f"{path}: Parquet needs pyarrow: pip install 'fedit[parquet]'") from error
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # texts that are no UTF-8 among them
         raise DataError(f"{path}: broken Parquet: {error}") from error
     return [PlacedRow(row, f"{path.name}, row {number}") for number, row in enumerate(rows, 1)]
 
