@@ -8,6 +8,7 @@ from pathlib import Path
 from fedit import checkpoint, tensorfiles
 from fedit.arms import FEDERATED, Arm
 from fedit.compute import Compute
+from fedit.config import RunConfig
 from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
@@ -17,7 +18,7 @@ from fedit.files import write_bytes
 from fedit.job import Job
 from fedit.rounds import RoundRecord, left_under_way, run_rounds
 from fedit.scoring import obedience, score
-from fedit.types import ServerState, Tensors
+from fedit.types import ClientInfo, ServerState, Tensors
 
 DEFENDED = "defended.safetensors"
 """The adapter that the server tuned after the rounds, beside the states of the rounds."""
@@ -69,6 +70,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             # Tokens are counted by training; until then every client weighs the same.
             weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
             transforms=arm.transforms,
+            heaviest=lambda client: heaviest(job.config, client),
+            most_norm=job.config.max_update_norm,
         ):
             server = state
             with log.together():
@@ -85,6 +88,18 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
+
+
+def heaviest(config: RunConfig, client: ClientInfo) -> float:
+    """Return the most that a client's update may weigh, by what it announced and how it was told to train."""
+    if config.weighting == "uniform":
+        return 1.0
+    if config.weighting == "examples":
+        return float(client.num_examples)
+    # Supervised tokens of all rows that it can have seen, with room for pairs of answers and rounds in phases.
+    tokens = config.local_tokens or 0
+    steps = config.local_steps or -(-client.num_examples * (config.epochs or 1) // config.batch_size)
+    return 4.0 * (tokens + (steps + 1) * config.batch_size * config.max_length)
 
 
 def read_trained(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:

@@ -1,5 +1,6 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,14 @@ class RoundRecord:
     reason: str | None = None
     simulated_seconds: float | None = None
     flushed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What an update may be at most: its weight, by its client; its norm, in medians of the cohort's (0: any)."""
+
+    heaviest: Callable[[ClientInfo], float]
+    most_norm: float
 
 
 @dataclass(slots=True)
@@ -110,6 +119,8 @@ def run_rounds(
     min_clients: int = 1,
     weigh: Callable[[ClientInfo], float] = lambda client: client.num_examples,
     transforms: Sequence[Transform] = (),
+    heaviest: Callable[[ClientInfo], float] = lambda client: math.inf,
+    most_norm: float = 0.0,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -120,6 +131,8 @@ def run_rounds(
     training: round -> how clients train in it.
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
+    heaviest: the most that a client's update may weigh; who says that it weighs more is screened out.
+    most_norm: times the cohort's median norm that an update may have, see `fedit.outliers`; 0: any.
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
 
     Raises:
@@ -131,10 +144,11 @@ def run_rounds(
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
     weights = {client.client_id: weigh(client) for client in clients}
+    screen = Screen(heaviest, most_norm)
     empty = 0
     while server.round < rounds:
         server, record = _one_round(
-            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms
+            server, engine, strategy, clients, weights, pace, training, seed, min_clients, transforms, screen
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -161,6 +175,7 @@ def _one_round(
     seed: int,
     min_clients: int,
     transforms: Sequence[Transform],
+    screen: Screen,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
@@ -198,6 +213,9 @@ def _one_round(
         uploads=partial(strategy.uploads, round=number),
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
+        heaviest={one.client_id: screen.heaviest(one.client) for one in plan.asked if one.weight is None},
+        scales=_told_scales(plan.asked, broadcasts),
+        most_norm=screen.most_norm,
     )
     reason = None
     try:
@@ -323,6 +341,12 @@ def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tupl
     adapter = lora.completed(sent.adapter, start.adapter)
     uploads = {n: t for n, t in adapter.items() if strategy.uploads(n, start.round + 1)}
     return broadcast_bytes(sent), tensors.num_bytes(uploads)
+
+
+def _told_scales(asked: Sequence[Asked], broadcasts: Mapping[str, Broadcast]) -> dict[str, float]:
+    """Return what clients were told to multiply B A by, as far as they were told."""
+    told = {one.client_id: broadcasts[one.client_id].scale for one in asked}
+    return {client_id: scale for client_id, scale in told.items() if scale is not None}
 
 
 def _mean_loss(clients: Sequence[Mapping[str, float | str]]) -> float | None:
