@@ -7,6 +7,7 @@ that honest clients of different sizes may send, and keeps few updates in memory
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ def without_outliers(
     norms: tuple[list[float], list[float]] = ([], [])
     first: dict[tuple[float, float], str] = {}
     for update in updates:
+        if tensors.can_flatten(update.delta):  # sums of the same numbers are the same in the same order
+            update = replace(update, delta=tensors.flatten(update.delta))
         sizes = (tensors.norm(update.delta), tensors.norm(update.extra))
         mark = (sizes[0], _sum(update.delta))
         if sizes[0] > 0 and first.setdefault(mark, update.client_id) != update.client_id:

@@ -213,7 +213,9 @@ def test_a_copy_counts_once_and_what_nobody_moved_is_no_copy():
     still = [replace(update(name, 0.0)) for name in ("still", "idle")]
     updates = Updates([*honest, copy, *still], EXPECTED, most_norm=100.0)
     assert [one.client_id for one in updates] == ["c0", "c1", "c2", "c3", "c4", "still", "idle"]
-    assert [(f.client_id, f.reason) for f in updates.failures] == [("copycat", "the update is a copy of that of c2")]
+    assert [f"{f.client_id}: {f.reason}" for f in updates.failures] == [
+        "copycat: the update is a copy of that of c2"
+    ]
 
 
 def test_two_updates_say_nothing_of_what_is_usual():

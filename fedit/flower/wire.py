@@ -23,7 +23,7 @@ LONGEST_HEADER = 1 << 26
 LONGEST_PIECE = 1 << 36
 MOST_PIECES = 1 << 17
 _PIECES = "pieces"
-_ROOM = 1 << 24
+_ROOM = 1 << 16
 """Bytes that are set aside before any came."""
 
 
