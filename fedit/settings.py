@@ -270,6 +270,8 @@ def _validate(
             text = _problem(model, item, origins)
             if text not in problems:
                 problems.append(text)
+    except UnicodeError as error:  # half of a pair of surrogates, which YAML and JSON may hold
+        problems.append(f"a setting's text is no text: {error}")
     return None
 
 

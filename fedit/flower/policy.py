@@ -99,6 +99,8 @@ class Policy(BaseModel):
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False)
             problems += [_problem(where, values, item["loc"], item["msg"]) for item in found]
+        except UnicodeError as error:  # half of a pair of surrogates, which JSON may hold
+            problems.append(f"{where}: a text is no text: {error}")
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return policy

@@ -1,6 +1,7 @@
 """A finished run as its folder tells it, read without the libraries that made it."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,9 @@ def mapping(value: object) -> Mapping[str, object]:
 
 def number(value: object) -> float | None:
     """Return a number of a file; None where something else stands, or no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        return None
+    if abs(value) > sys.float_info.max:  # whole numbers have no largest one
         return None
     return float(value)
 
