@@ -15,12 +15,12 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy check fix docs-check fuzz sbom audit bench bench-quick bench-cuda bench-products bench-compression bench-peers hooks clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check fuzz sbom audit bench bench-quick bench-cuda bench-products bench-compression bench-peers hooks clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
-	@echo "make test-deploy: deployments, a line a check"
+	@echo "make test-deploy: deployments, a line a check; make chaos: twenty random kills, half an hour"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
 	@echo "make fuzz        broken input for every parser; SECONDS=n a target; make sbom: the parts list of the"
 	@echo "                 installation; make audit: known weaknesses of its packages"
@@ -47,8 +47,9 @@ demo: setup
 	  $(BIN)/fedit run demo --compare local,centralised --compare_clients 2 --out runs/demo --replace; \
 	fi
 
+# One process a core; whoever is done takes over tests of the others.
 test: setup
-	$(PYTEST)
+	$(PYTEST) -n auto --dist worksteal
 
 test-slow: setup
 	$(PYTEST) -m slow
@@ -56,6 +57,10 @@ test-slow: setup
 # The checks by which a deployment is accepted, a line each; a few minutes.
 test-deploy: setup
 	FEDIT_CHECKS=1 $(PYTEST) -m "not gpu" tests/flower
+
+# Twenty kills at random moments of deployed runs, about half an hour; goes on where it was interrupted.
+chaos: setup
+	@$(BIN)/python tests/chaos.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -77,9 +77,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_model(kind: str, folder: Path, seed: int = 0) -> None:
+def save_model(kind: str, folder: Path, seed: int = 0, **changes: object) -> None:
     """Write a tiny random model with its tokenizer, as any model folder is."""
-    config: PretrainedConfig = AutoConfig.for_model(kind, **CONFIGS[kind])
+    config: PretrainedConfig = AutoConfig.for_model(kind, **{**CONFIGS[kind], **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

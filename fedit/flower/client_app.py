@@ -1,6 +1,7 @@
 """The process that Flower starts at a site for every message: it passes on to the site's worker, and back."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -34,7 +35,9 @@ def _answer(message: Message, context: Context) -> Message:
     return Message(content=pack(*asked(path, header, pieces)), reply_to=message)
 
 
-def asked(path: Path, header: wire.Header, pieces: dict[str, bytes], patience: float = PATIENCE) -> wire.Envelope:
+def asked(
+    path: Path, header: wire.Header, pieces: Mapping[str, bytes], patience: float = PATIENCE
+) -> wire.Envelope:
     """Return the worker's answer; one that dies is asked again when it is back.
 
     What it had finished it answers from its cache. Dying at the same message twice is an answer too.

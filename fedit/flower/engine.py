@@ -46,7 +46,7 @@ class _Work:
     message_id: str | None = None
     sendings: int = 0
     sent: float = 0.0
-    results: list[ClientUpdate | ClientFailure] | None = None
+    results: "Sequence[ClientUpdate | ClientFailure] | _Results | None" = None
 
 
 @dataclass(slots=True)
@@ -258,7 +258,7 @@ class Flower:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: {trouble.reason}")
 
     def _answered(self, one: _Work, answer: Envelope) -> None:
-        header, pieces = answer
+        header = answer[0]
         for kind in ("refused", "error", "lost"):
             if kind in header:
                 told = str(header[kind])[:LONGEST_REASON]
@@ -266,11 +266,13 @@ class Flower:
                 self._tell_trouble(one, told, again=False)
                 return
         try:
-            one.results = _read_results(one.tasks, header, pieces)
+            one.results = _Results(one.node.name, one.tasks, answer)
         except ValueError as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
-        self._durations = [*self._durations, self.clock() - one.sent][-KEPT_DURATIONS:]
+        took = self.clock() - one.sent
+        self._durations = [*self._durations, took][-KEPT_DURATIONS:]
+        log.info("site %s answered in round %d after %.1f s", one.node.name, one.tasks[0].round, took)
 
     def _tell_trouble(self, one: _Work, reason: str, *, again: bool) -> None:
         self.tell("site_trouble", one.tasks[0].round, {"site": one.node.name, "reason": reason, "again": again})
@@ -317,21 +319,34 @@ def _read_clients(header: Mapping[str, object]) -> list[ClientInfo]:
     return found
 
 
-def _read_results(
-    tasks: Sequence[ClientTask], header: Mapping[str, object], pieces: Mapping[str, bytes]
-) -> list[ClientUpdate | ClientFailure]:
-    headers = header.get("results")
-    if not isinstance(headers, list) or len(headers) != len(tasks):
-        raise ValueError(f"results is {shown(headers)}; expected a list of {len(tasks)}")
-    found: list[ClientUpdate | ClientFailure] = []
-    for index, (task, own) in enumerate(zip(tasks, headers, strict=True)):
-        parts = read_piece(pieces[str(index)]) if str(index) in pieces else {}
-        result = read_result(own, join(parts))
-        if (result.client_id, result.round) != (task.client_id, task.round):
-            told = f"a result of {shown(result.client_id)} in round {result.round}"
-            raise ValueError(f"{told} where another was asked for")
-        found.append(result)
-    return found
+class _Results:
+    """The results in an answer, each read when its turn comes: until then they are not in memory.
+
+    Raises:
+        ValueError: it is no answer to what was asked.
+    """
+
+    def __init__(self, site: str, tasks: Sequence[ClientTask], answer: Envelope) -> None:
+        header, self._pieces = answer
+        self._site, self._tasks = site, tasks
+        headers = header.get("results")
+        if not isinstance(headers, list) or len(headers) != len(tasks):
+            raise ValueError(f"results is {shown(headers)}; expected a list of {len(tasks)}")
+        self._headers = headers
+        for task, own in zip(tasks, headers, strict=True):
+            fields = Fields.of(own, "a result")
+            told = (fields.text("client_id"), fields.whole("round"))
+            if told != (task.client_id, task.round):
+                raise ValueError(f"a result of {shown(told[0])} in round {told[1]} where another was asked for")
+
+    def __getitem__(self, index: int) -> ClientUpdate | ClientFailure:
+        """Return one result; one that cannot be read is a failure."""
+        name = str(index)
+        try:
+            parts = read_piece(self._pieces[name]) if name in self._pieces else {}
+            return read_result(self._headers[index], join(parts))
+        except ValueError as error:
+            return _all_failed(self._tasks, f"site {self._site}: its answer cannot be read: {error}")[index]
 
 
 def _all_failed(tasks: Sequence[ClientTask], reason: str) -> list[ClientUpdate | ClientFailure]:

@@ -1,17 +1,20 @@
 """What the engine needs of a connection to the sites, and that connection over Flower's SuperLink."""
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedit.flower.records import pack, unpack
+from fedit.flower.spool import spooled
 from fedit.flower.wire import Envelope, WireError
 
 log = logging.getLogger(__name__)
@@ -20,8 +23,10 @@ NOTICES, TRIES_SEND = 8, 3
 """Threads that ask for answers; tries to hand a message over."""
 PAUSE = 0.5
 """Seconds between two looks for an answer."""
-LOST_CODES = frozenset({3, 4, 5})
-"""Flower's codes for what got lost on the way: message, reply, node."""
+TURN = 5.0
+"""Seconds that an answer waits for another one to be fetched; that one may be stuck, or still be on its way."""
+LOST_CODES = frozenset({3, 4, 5, 8})
+"""Flower's codes for what got lost on the way: message, reply, node, the process that passes it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +76,18 @@ class Link(Protocol):
 class GridLink:
     """The connection of a Flower ServerApp.
 
-    Every message is asked for on its own, in a thread: one whose answer got stuck holds back no other.
+    Every message is asked for on its own, in a thread: one whose answer got stuck holds back no other. Otherwise
+    they are fetched one after the other, and wait on the disk.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, folder: Path | None = None) -> None:
+        """Take Flower's connection. folder: where answers wait; None: with the system's temporary files."""
         self._grid = grid
+        self._folder = folder
+        self._turn = threading.Lock()
         self._threads = ThreadPoolExecutor(NOTICES, thread_name_prefix="fedit-answers")
-        self._asking: dict[str, Future[Sequence[Message]]] = {}
-        self._arrived: dict[str, Message] = {}  # Flower gives an answer once, whoever wants it then
+        self._asking: dict[str, Future[Envelope | Trouble | None]] = {}
+        self._arrived: dict[str, Envelope | Trouble] = {}  # Flower gives an answer once, whoever wants it then
 
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that are registered."""
@@ -113,18 +122,24 @@ class GridLink:
         time.sleep(PAUSE)
         for one in [one for one, future in self._asking.items() if future.done()]:
             try:
-                messages = self._asking.pop(one).result()
+                answer = self._asking.pop(one).result()
             except Exception as error:
                 log.warning("asking for an answer failed, and is tried again: %s", error)
                 continue
-            if messages:
-                self._arrived[one] = messages[0]
+            if answer is not None:
+                self._arrived[one] = answer
         for one in ids:
-            if (message := self._arrived.pop(one, None)) is not None:
-                yield one, _opened(message)
+            if (answer := self._arrived.pop(one, None)) is not None:
+                yield one, answer
 
-    def _pull(self, one: str) -> Sequence[Message]:
-        return list(self._grid.pull_messages([one]))
+    def _pull(self, one: str) -> Envelope | Trouble | None:
+        own_turn = self._turn.acquire(timeout=TURN)
+        try:
+            messages = list(self._grid.pull_messages([one]))
+            return _opened(messages.pop(), self._folder) if messages else None
+        finally:
+            if own_turn:
+                self._turn.release()
 
     def close(self) -> None:
         """Leave; an answer that is being asked for is not waited for."""
@@ -132,11 +147,12 @@ class GridLink:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _opened(message: Message) -> Envelope | Trouble:
+def _opened(message: Message, folder: Path | None) -> Envelope | Trouble:
     if message.has_error():
         code, reason = message.error.code, message.error.reason
         return Trouble(f"{reason or 'no reason given'} (code {code})", lost=code in LOST_CODES)
     try:
-        return unpack(message.content)
+        header, pieces = unpack(message.content)
+        return header, spooled(pieces, folder)
     except WireError as error:
         return Trouble(str(error), lost=False)

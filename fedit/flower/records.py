@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from io import BytesIO
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -41,7 +42,14 @@ def unpack(content: RecordDict) -> Envelope:
 
 
 def _bytes_of(array: Array) -> bytes:
-    values = array.numpy()
-    if values.dtype != np.uint8 or values.ndim != 1:
-        raise WireError(f"a message holds {values.dtype} of shape {values.shape}; expected bytes")
-    return values.tobytes()
+    """Return the bytes that an array of bytes holds, past the header that NumPy writes, without a copy more."""
+    file = BytesIO(array.data)
+    if (version := np.lib.format.read_magic(file)) != (1, 0):
+        raise WireError(f"a message holds an array of version {version}; expected 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.uint8 or len(shape) != 1:
+        raise WireError(f"a message holds {dtype} of shape {shape}; expected bytes")
+    content = array.data[file.tell() :]
+    if len(content) != shape[0]:
+        raise WireError(f"a message announces {shape[0]} bytes and holds {len(content)}")
+    return content

@@ -23,7 +23,9 @@ def main(grid: Grid, context: Context) -> None:
     silence_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     given = context.run_config
-    link = GridLink(grid)
+    folder = Path(str(given["folder"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    link = GridLink(grid, folder)
     deadline = float(given["deadline"])
 
     def engine(config: RunConfig) -> Flower:
@@ -38,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
 
     config = RunConfig.model_validate(json.loads(str(given["job"])))
     try:
-        run_deployed(config, Path(str(given["folder"])), Path(str(given["held_out"])), engine, _say)
+        run_deployed(config, folder, Path(str(given["held_out"])), engine, _say)
     finally:
         link.close()
 

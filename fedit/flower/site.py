@@ -31,6 +31,7 @@ from fedit.flower.layout import Site
 from fedit.flower.policy import Policy
 from fedit.flower.wire import Envelope, Header
 from fedit.job import Job
+from fedit.model.hardware import is_out_of_memory
 from fedit.objectives import Learnt, num_tokens
 from fedit.prepare import assemble
 from fedit.store import ClientStore
@@ -81,8 +82,9 @@ class SiteWorker:
             log.warning("refused: %s", refused)
             return {"refused": str(refused)}, {}
         except Exception as error:
-            log.exception("could not do what was asked")
-            return {"error": str(error_header(error)["message"])}, {}
+            reason = _in_a_line(error)
+            log.exception("could not do what was asked: %s", reason)
+            return {"error": reason}, {}
 
     def _clients(self, header: Header) -> Header:
         run = self._run(header)
@@ -141,6 +143,7 @@ class SiteWorker:
     def _leaving(self, run: "_Run", result: ClientUpdate | ClientFailure) -> ClientUpdate | ClientFailure:
         """Return what leaves the site, and write it down."""
         if isinstance(result, ClientFailure):
+            log.warning("client %s has no update of round %d: %s", result.client_id, result.round, result.reason)
             self._audit.failed(run.name, result.round, result.client_id, result.reason)
             return result
         kept = self._policy.metrics(result.metrics)
@@ -218,6 +221,13 @@ def site_config(config: RunConfig, settings: SiteSettings) -> RunConfig:
         "unseen_clients": 0,
     }
     return config.model_copy(update=changes)
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what went wrong, for people at both ends."""
+    if is_out_of_memory(error):
+        return "out of memory; a smaller micro_batch_size or max_length needs less"
+    return " ".join(str(error_header(error)["message"]).split())
 
 
 def _rank(adapter: Mapping[str, Tensor]) -> int:

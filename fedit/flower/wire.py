@@ -14,7 +14,7 @@ from fedit.errors import FeditError
 from fedit.reading import parse_json
 
 Header = dict[str, object]
-Envelope = tuple[Header, dict[str, bytes]]
+Envelope = tuple[Header, Mapping[str, bytes]]
 """A header and named pieces of bytes, each a set of tensors as `fedit.tensorfiles` writes them."""
 
 MARK = b"fedS"

@@ -1,204 +1,125 @@
 """Whole deployments on this machine: real SuperLink, SuperNodes and workers, started, used and killed."""
 
-import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import psutil
 import pytest
-import torch
-import yaml
-from splitting import SITES, split, write_owned_rows
+from deploying import SERVER, SITES, Deployed, assert_ended_like, simulated
+from networks import is_here, loopback_only, noted, noting
 
-from fedit.launch import run
-from fedit.model.export import read_adapter
+from fedit.files import read_json
+from fedit.types import Tensors
 
 pytest.importorskip("flwr")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PATIENCE = 420.0
-JOB = {
-    "device": "cpu",
-    "dtype": "fp32",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "num_rounds": 3,
-    "local_steps": 2,
-    "batch_size": 4,
-    "learning_rate": 0.01,
-    "max_length": 96,
-    "stack_clients": 1,
-}
-
 
 @dataclass
-class Deployed:
-    """A deployment in a folder and the processes that a test started for it."""
+class Network:
+    """What the deployment's processes run in: a prefix of their commands, or the reason why there is none."""
 
-    folder: Path
-    environment: dict[str, str]
-    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
-
-    def fedit(self, *arguments, check=True):
-        command = [sys.executable, "-m", "fedit", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, cwd=self.folder, check=False
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    def start(self, name, *arguments):
-        command = [sys.executable, "-m", "fedit", *map(str, arguments)]
-        with open(self.folder / f"{name}.out", "ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, cwd=self.folder, start_new_session=True
-            )
-
-    def status(self):
-        return json.loads(self.fedit("deploy", "status", "deployment", "--json").stdout)
-
-    def events(self, name="first"):
-        path = self.folder / "deployment" / "runs" / name / "events.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    def wait_for(self, what, seconds=PATIENCE):
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            if found := what():
-                return found
-            ended = [name for name, process in self.processes.items() if process.poll() is not None]
-            assert not ended, f"{ended} ended; {self.told()}"
-            time.sleep(0.3)
-        raise AssertionError(f"it did not come; {self.told()}")
-
-    def told(self):
-        logs = [*self.folder.glob("*.out"), *self.folder.glob("deployment/**/*.log")]
-        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
-
-    def wait_for_round(self, number):
-        self.wait_for(lambda: any(e["event"] == "round" and e["round"] == number for e in self.events()))
-
-    def wait_for_the_end(self, name="first"):
-        def ended():
-            (own,) = [own for own in self.status()["runs"] if own["name"] == name]
-            return own if own["state"] in ("finished", "failed", "stopped") else None
-
-        return self.wait_for(ended)
-
-    def find(self, *words):
-        """Return the processes of this deployment whose command holds all words."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                command = " ".join(process.cmdline())
-                own = process.environ().get("FEDIT_TEST_DEPLOYMENT") == str(self.folder)
-            except psutil.Error:
-                continue
-            if own and all(word in command for word in words):
-                found.append(process)
-        return found
-
-    def stop(self):
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        left = self.find("")
-        for process in left:
-            process.kill()
-        return left
+    prefix: list[str]
+    missing: str
+    variables: dict[str, str]
 
 
-@pytest.fixture
-def deployed(tmp_path_factory, tiny, importable):
-    folder = tmp_path_factory.mktemp("d")
-    environment = {
-        **os.environ,
-        "FEDIT_CACHE": str(folder / "cache"),
-        "FEDIT_TEST_DEPLOYMENT": str(folder),
-    }
-    own = Deployed(folder, environment)
-    write_owned_rows(folder / "all.jsonl", 48)
-    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "model": str(tiny)}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own.fedit("deploy", "init", "--sites", ",".join(SITES), "--host", "127.0.0.1", "--port", port)
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, importable) -> Iterator[Network]:
+    with loopback_only() as (prefix, missing):
+        yield Network(prefix, missing, noting(tmp_path_factory.mktemp("n")))
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory, tiny, network, expected_in) -> Iterator[Deployed]:
+    own = Deployed.create(tmp_path_factory.mktemp("d"), tiny, network.variables, network.prefix)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDIT_CACHE", str(own.folder / "cache"))
+        expected_in.update(simulated(own))
+    own.begin()
     yield own
     own.stop()
 
 
-def simulated(own, make_config, **changes):
-    """Run the job as a simulation and write each site's rows to a file; return the adapter it ends with."""
-    values = {**yaml.safe_load((own.folder / "job.yaml").read_text()), **changes}
-    config = make_config(
-        **{
-            **values,
-            "dataset": str(own.folder / "all.jsonl"),
-            "partitioner": "natural",
-            "partition_by": "site",
-            "held_out": 0.2,
-            "num_clients": None,
-        }
-    )
-    split(config, own.folder / "all.jsonl")
-    return read_adapter(run(config, own.folder / "simulated").adapter)
+@pytest.fixture(scope="module")
+def expected_in() -> Tensors:
+    """The adapter that the job ends with as a simulation; filled before anything is deployed."""
+    return {}
 
 
-def begin(own, *overrides, sites=SITES):
-    own.start("server", "deploy", "server", "deployment")
-    for site in sites:
-        own.start(site, "deploy", "node", f"deployment/sites/{site}", "--data", f"{site}.jsonl")
-    own.wait_for(lambda: {s["name"] for s in own.status()["sites"] if s["state"] == "online"} >= set(sites))
-    own.fedit(
-        "deploy", "submit", "deployment", "job.yaml", "--held-out", "held-out.jsonl", "--name", "first", *overrides
-    )
+@pytest.fixture
+def expected(deployed, expected_in) -> Tensors:
+    return expected_in
 
 
-def assert_ended_like(own, expected, rounds=3):
-    assert own.wait_for_the_end()["state"] == "finished", own.told()
-    found = read_adapter(own.folder / "deployment" / "runs" / "first" / "adapter")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    counted = [e["round"] for e in own.events() if e["event"] == "round"]
-    assert counted == list(range(1, rounds + 1))
+class TestDeployment:
+    """One server and three sites for all; every test leaves them running, the last one ends them."""
 
+    @pytest.mark.check(3)
+    def test_a_deployed_run_ends_with_the_bits_of_a_simulation(self, deployed, expected):
+        deployed.submit()
+        assert_ended_like(deployed, expected)
+        assert deployed.audited(SITES[0]) == ["announced", "sent", "sent", "sent"]
 
-@pytest.mark.check(3)
-def test_a_deployed_run_ends_with_the_bits_of_a_simulation(deployed, make_config):
-    expected = simulated(deployed, make_config)
-    begin(deployed)
-    assert_ended_like(deployed, expected)
-    sent = (deployed.folder / "deployment/sites" / SITES[0] / "state" / "audit.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in sent] == ["announced", "sent", "sent", "sent"]
-    assert deployed.stop() == []
+    @pytest.mark.check(14)
+    def test_nothing_asks_for_another_machine(self, deployed, network):
+        commands, hosts = noted(network.variables)
+        for program in ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp",
+                        "flwr-clientapp", "fedit.flower.site", "deploy node"):  # fmt: skip
+            assert any(program in command for command in commands), program
+        assert hosts
+        assert [host for host in hosts if not is_here(host)] == []
 
+    @pytest.mark.check(14)
+    def test_a_machine_without_a_network_will_do(self, deployed, network):
+        if network.missing:
+            pytest.skip(network.missing)
+        command = [*network.prefix, "ip", "-oneline", "link"]
+        links = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert [link.split(":")[1].strip() for link in links] == ["lo"]
+        assert deployed.wait_for_the_end() == "finished"
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param(("fedit.flower.site", SITES[1]), marks=pytest.mark.check(6), id="worker"),
-        pytest.param(("flwr-serverapp",), marks=pytest.mark.check(8), id="server-process"),
-        pytest.param(("flower-superlink",), marks=pytest.mark.check(9), id="superlink"),
-    ],
-)
-def test_what_is_killed_comes_back_and_the_run_ends_with_the_same_bits(deployed, make_config, victim):
-    expected = simulated(deployed, make_config)
-    begin(deployed)
-    deployed.wait_for_round(1)
-    found = deployed.find(*victim)
-    assert found, deployed.told()
-    for process in found:
-        process.kill()
-    assert_ended_like(deployed, expected)
+    @pytest.mark.check(18)
+    def test_a_worker_serves_all_rounds_and_every_round_says_what_it_took(self, deployed):
+        for site in SITES:
+            assert deployed.journal(site).count("worker_ready") == 1
+            worker = read_json(deployed.bundle(site) / "state" / "node.json")["processes"]["worker"]
+            assert [process.pid for process in deployed.find("fedit.flower.site", site)] == [worker["pid"]]
+        assert all(event["seconds"] > 0 for event in deployed.rounds())
+
+    @pytest.mark.check(6)
+    @pytest.mark.check(7)
+    def test_what_is_killed_at_sites_comes_back_and_the_run_ends_with_the_same_bits(self, deployed, expected):
+        first, second, third = SITES
+        deployed.submit("--deadline", 600, name="sites")
+        deployed.wait_for_round(1, "sites")
+        deployed.kill("supernode", third)
+        deployed.kill("worker", second)
+        deployed.kill("client-app")
+        deployed.wait_for_round(2, "sites")
+        deployed.kill("node", first)
+        deployed.kill("site-executor", second)
+        assert_ended_like(deployed, expected, "sites")
+        assert "worker_died" in deployed.journal(second)
+        assert "superexec_died" in deployed.journal(second)
+        assert "supernode_died" in deployed.journal(third)
+        assert "leftovers" in deployed.journal(first)
+
+    @pytest.mark.check(8)
+    @pytest.mark.check(9)
+    def test_what_is_killed_on_the_server_comes_back_and_the_run_ends_with_the_same_bits(self, deployed, expected):
+        deployed.wait_for_sites()
+        deployed.submit("--deadline", 600, name="server")
+        deployed.wait_for_round(1, "server")
+        deployed.kill("server-app")
+        deployed.wait_for_round(2, "server")
+        deployed.kill("superlink")
+        deployed.wait_for(lambda: deployed.journal(SERVER).count("run_started_again") == 2)
+        deployed.kill("server")
+        assert_ended_like(deployed, expected, "server")
+        assert {"run_ended_early", "superlink_died", "leftovers"} <= set(deployed.journal(SERVER))
+
+    def test_all_end_and_leave_nothing_running(self, deployed):
+        deployed.wait_for_sites()
+        assert deployed.stop() == []

@@ -10,6 +10,7 @@ pytest.importorskip("flwr")
 from fedit.flower import link as module
 from fedit.flower.link import GridLink, Parcel, Trouble
 from fedit.flower.records import pack
+from fedit.flower.spool import spooled
 
 
 class Grid:
@@ -48,18 +49,50 @@ def grid(monkeypatch):
 def test_an_answer_comes_once_with_its_header_and_pieces(grid):
     link = GridLink(grid)
     grid.ready["a"] = answer(results=[1])
-    assert dict(link.answers(["a", "b"])) == {"a": ({"results": [1]}, {"piece": b"abc"})}
+    ((header, pieces),) = dict(link.answers(["a", "b"])).values()
+    assert (header, dict(pieces)) == ({"results": [1]}, {"piece": b"abc"})
     assert dict(link.answers(["a", "b"])) == {}
     link.close()
 
 
-def test_a_stuck_answer_holds_back_no_other(grid):
+def test_a_stuck_answer_holds_back_no_other(grid, monkeypatch):
     link = GridLink(grid)
     grid.gates["a"] = threading.Event()
     grid.ready["b"] = answer()
+    monkeypatch.setattr(module, "TURN", 0.05)
     assert list(dict(link.answers(["a", "b"]))) == ["b"]
     grid.gates["a"].set()
     link.close()
+
+
+def test_answers_are_fetched_one_after_the_other(grid, monkeypatch):
+    fetching = []
+    real = grid.pull_messages
+
+    def pull(ids):
+        fetching.append(len(fetching) + 1)
+        try:
+            assert len(fetching) == 1
+            return real(ids)
+        finally:
+            fetching.pop()
+
+    grid.pull_messages = pull
+    grid.ready = {name: answer(name=name) for name in "abcdef"}
+    link = GridLink(grid)
+    found = dict(link.answers(list("abcdef")))
+    assert {name: header["name"] for name, (header, _) in found.items()} == {name: name for name in "abcdef"}
+    link.close()
+
+
+def test_answers_wait_on_the_disk_or_in_memory_where_it_is_full(tmp_path, caplog):
+    waiting = spooled({"a": b"abc", "b": b""}, tmp_path)
+    assert dict(waiting) == {"a": b"abc", "b": b""}
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    with open("/dev/full", "wb") as full, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedit.flower.spool.tempfile.TemporaryFile", lambda dir: full)
+        assert dict(spooled({"a": b"x" * 100_000}, tmp_path)) == {"a": b"x" * 100_000}
+    assert "No space left on device" in caplog.text
 
 
 def test_an_answer_that_comes_while_others_are_asked_for_is_kept(grid):
@@ -74,7 +107,7 @@ def test_an_answer_that_comes_while_others_are_asked_for_is_kept(grid):
     link.close()
 
 
-@pytest.mark.parametrize(("code", "lost"), [(2, False), (3, True), (4, True), (5, True), (8, False)])
+@pytest.mark.parametrize(("code", "lost"), [(2, False), (3, True), (4, True), (5, True), (8, True), (7, False)])
 def test_errors_of_the_way_are_told_from_those_of_the_site(grid, code, lost):
     link = GridLink(grid)
     grid.ready["a"] = error(code)
