@@ -15,13 +15,15 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
 	@echo "make test-deploy: deployments, a line a check; make chaos: twenty random kills, half an hour"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
+	@echo "make fuzz        broken input for every parser; SECONDS=n a target; make sbom: the parts list of the"
+	@echo "                 installation; make audit: known weaknesses of its packages"
 	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU;"
 	@echo "                 make bench-products: the server's half of each strategy, minutes; bench-deploy: over Flower"
 
@@ -73,6 +75,21 @@ fix: setup
 
 docs-check: setup
 	$(PYTEST) -m slow tests/docs
+
+# Broken input for every parser; exits with 1 where something breaks. TARGETS="rows_csv policy" for some of them.
+SECONDS ?= 10
+fuzz: setup
+	@$(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS)
+
+# The parts list (CycloneDX) of the installed environment, by a tool in an environment of its own.
+SBOM ?= sbom.json
+sbom: setup
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml \
+	  --output-format JSON --output-file $(SBOM) $(BIN)/python
+
+# 0: nothing is known; 1: a package has a known weakness; 3: the advisory service could not be reached.
+audit: setup
+	@$(BIN)/python -m tools.audit
 
 # The peers' libraries live apart from fedit's; needs about 2 GB once torch is there, and half a minute.
 bench-peers: $(PEERS)/.setup-stamp

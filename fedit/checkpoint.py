@@ -8,6 +8,7 @@ from pathlib import Path
 from fedit import tensorfiles
 from fedit.errors import RunFolderError
 from fedit.files import new_folder, remove_leftovers
+from fedit.reading import parse_json
 from fedit.types import ServerState
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,14 @@ def load(folder: Path, round: int) -> ServerState:
     """
     path = _path(folder, round)
     try:
-        stored = json.loads((path / "state.json").read_text())["round"]
+        stored = parse_json((path / "state.json").read_bytes())["round"]
         parts, metadata = tensorfiles.decode((path / "state.safetensors").read_bytes(), _PARTS)
-        same = stored == int(metadata["round"])
+        same, scale = stored == int(metadata["round"]), float(metadata["scale"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"the server state {path} cannot be read: {error}") from error
     if stored != round or not same:
         raise RunFolderError(f"the server state {path} says it is of round {stored}")
-    return ServerState(round, **parts, scale=float(metadata["scale"]))
+    return ServerState(round, **parts, scale=scale)
 
 
 def newest(folder: Path) -> ServerState | None:

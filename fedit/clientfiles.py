@@ -1,11 +1,11 @@
 """JSON files of the user's that say something of each client by its id; "*" stands for all others."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from fedit.errors import ConfigError
+from fedit.reading import parse_json
 
 OTHERS = "*"
 
@@ -45,7 +45,7 @@ def check(path: str, found: Mapping[str, object], clients: Sequence[str]) -> Non
 def _read(what: str, path: str, changed: int) -> Mapping[str, object]:
     """Return the file's object; ``changed`` is when it was written, so that a new one is read again."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what}: {path} holds no JSON: {error}.") from error
     if not isinstance(content, dict):

@@ -199,6 +199,11 @@ class RunConfig(BaseModel):
     wrong_rank, free_rider, copycat, lying_counts to updates; one of trigger, forget_policy, swap to rows."""
     attackers: int | float = Field(0.2, json_schema_extra=_in("federation"))
     """Clients that are hostile where attack is set: a whole number, or a fraction of all."""
+    max_update_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        100.0, json_schema_extra=_in("federation")
+    )
+    """Leave out updates whose norm is more than this many times the median of the round's, and exact copies of
+    another client's; 0 lets all in. Robust strategies compare more closely by themselves."""
     attack_strength: float | None = Field(None, json_schema_extra=_in("federation"))
     """How strongly updates are changed; its meaning and default are the attack's own."""
     poison_share: Annotated[float, Field(gt=0, le=1)] = Field(0.5, json_schema_extra=_in("federation"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedit.errors import RunFolderError
 from fedit.files import reason, write_text
+from fedit.reading import parse_json
 
 Event = dict[str, object]
 Listener = Callable[[Event], None]
@@ -122,10 +123,10 @@ def _events(content: bytes) -> list[Event]:
     events: list[Event] = []
     for line in content.decode("utf-8", errors="replace").split("\n"):
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and "event" in event and "round" in event:
+        if isinstance(event, dict) and "event" in event and type(event.get("round")) is int:
             events.append(event)
     return events
 

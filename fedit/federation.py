@@ -8,6 +8,7 @@ from pathlib import Path
 from fedit import checkpoint, tensorfiles
 from fedit.arms import FEDERATED, Arm
 from fedit.compute import Compute
+from fedit.config import RunConfig
 from fedit.defence import tune_afterwards
 from fedit.engines.base import Engine
 from fedit.engines.hostile import HostileClients
@@ -27,7 +28,7 @@ from fedit.privacy.spending import as_dict, most_spent
 from fedit.roundrecord import RoundRecord
 from fedit.rounds import left_under_way, run_rounds
 from fedit.scoring import obedience, score
-from fedit.types import ServerState, Tensors
+from fedit.types import ClientInfo, ServerState, Tensors
 
 DEFENDED = "defended.safetensors"
 """The adapter that the server tuned after the rounds, beside the states of the rounds."""
@@ -88,6 +89,8 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
             transforms=arm.transforms,
             secure=arm.secure,
             privacy=privacy,
+            heaviest=lambda client: heaviest(job.config, client),
+            most_norm=job.config.max_update_norm,
         ):
             server = state
             if ledger is not None:
@@ -109,6 +112,18 @@ def train(job: Job, compute: Compute, arm: Arm, folder: Path, log: EventLog) -> 
     if _is_federation(arm):
         _after_the_rounds(job, compute, arm, server, folder, log)
     return _result(job, arm, server, folder, log)
+
+
+def heaviest(config: RunConfig, client: ClientInfo) -> float:
+    """Return the most that a client's update may weigh, by what it announced and how it was told to train."""
+    if config.weighting == "uniform":
+        return 1.0
+    if config.weighting == "examples":
+        return float(client.num_examples)
+    # Supervised tokens of all rows that it can have seen, with room for pairs of answers and rounds in phases.
+    tokens = config.local_tokens or 0
+    steps = config.local_steps or -(-client.num_examples * (config.epochs or 1) // config.batch_size)
+    return 4.0 * (tokens + (steps + 1) * config.batch_size * config.max_length)
 
 
 def read_trained(job: Job, arm: Arm, folder: Path, log: EventLog) -> Trained:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fedit.errors import RunFolderError
+from fedit.reading import parse_json
 
 _ASIDE = ".old.tmp"
 
@@ -55,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunFolderError: the file is missing or holds no such thing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

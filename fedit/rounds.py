@@ -1,5 +1,6 @@
 """The loop: state, broadcast, local training, aggregation, next state."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,14 @@ MOST_EMPTY_ROUNDS = 3
 """So many rounds in a row without enough updates end the run: something is wrong with all clients."""
 
 
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What an update may be at most: its weight, by its client; its norm, in medians of the cohort's (0: any)."""
+
+    heaviest: Callable[[ClientInfo], float]
+    most_norm: float
+
+
 @dataclass(slots=True)
 class _Tally:
     """Adds up what passes on its way to the strategy."""
@@ -45,7 +54,9 @@ class _Tally:
         self.clients.append(
             {"client": update.client_id, "examples": update.num_examples, "weight": update.weight, **metrics}
         )
-        self.tokens += int(metrics.get("tokens", 0))
+        tokens = metrics.get("tokens", 0.0)
+        # What a client says of itself; a lie must not be the end of the run.
+        self.tokens += int(tokens) if 0 <= tokens < 1e18 else 0
 
     def used(self, updates: Updates) -> list[dict[str, float | str]]:
         """Return the clients that the strategy did not reject, with their part in the aggregate if it is known."""
@@ -88,6 +99,8 @@ def run_rounds(
     transforms: Sequence[Transform] = (),
     privacy: ClientPrivacy | None = None,
     secure: Securely | None = None,
+    heaviest: Callable[[ClientInfo], float] = lambda client: math.inf,
+    most_norm: float = 0.0,
 ) -> Iterator[tuple[ServerState, RoundRecord]]:
     """Yield the server state and a record after every round, from ``server.round + 1`` to ``rounds``.
 
@@ -98,6 +111,8 @@ def run_rounds(
     training: round -> how clients train in it.
     weigh:    what a client weighs, as far as that is known before it trains; strategies that keep a sum over all
               clients, and not only over a cohort, need it.
+    heaviest: the most that a client's update may weigh; who says that it weighs more is screened out.
+    most_norm: times the cohort's median norm that an update may have, see `fedit.outliers`; 0: any.
     transforms: what the engine's clients send and are sent instead; theirs must be the same.
     privacy:  seals every cohort; rounds end before the one that would spend more than it allows, and whether
               enough clients delivered does not show.
@@ -112,6 +127,7 @@ def run_rounds(
     if tensors.can_flatten(server.adapter):
         server = replace(server, adapter=tensors.flatten(server.adapter))
     weights = {client.client_id: weigh(client) for client in clients}
+    screen = Screen(heaviest, most_norm)
     empty = 0
     while server.round < rounds and (privacy is None or privacy.affords_a_round()):
         server, record = _one_round(
@@ -127,6 +143,7 @@ def run_rounds(
             transforms,
             privacy,
             secure,
+            screen,
         )
         # Nobody to ask is no failure.
         empty = 0 if record.aggregated else empty + bool(record.cohort)
@@ -155,6 +172,7 @@ def _one_round(
     transforms: Sequence[Transform],
     privacy: ClientPrivacy | None,
     secure: Securely | None,
+    screen: Screen,
 ) -> tuple[ServerState, RoundRecord]:
     number = server.round + 1
     started = time.perf_counter()
@@ -200,6 +218,9 @@ def _one_round(
         weights=weights,
         announced={one.client_id: one.client.num_examples for one in plan.asked},
         seal=hidden or private,
+        heaviest={one.client_id: screen.heaviest(one.client) for one in plan.asked if one.weight is None},
+        scales=_told_scales(plan.asked, broadcasts),
+        most_norm=screen.most_norm,
     )
     reason = None
     try:
@@ -343,6 +364,12 @@ def _traffic(strategy: Strategy, start: ServerState, client: ClientInfo) -> tupl
     adapter = lora.completed(sent.adapter, start.adapter)
     uploads = {n: t for n, t in adapter.items() if strategy.uploads(n, start.round + 1)}
     return broadcast_bytes(sent), tensors.num_bytes(uploads)
+
+
+def _told_scales(asked: Sequence[Asked], broadcasts: Mapping[str, Broadcast]) -> dict[str, float]:
+    """Return what clients were told to multiply B A by, as far as they were told."""
+    told = {one.client_id: broadcasts[one.client_id].scale for one in asked}
+    return {client_id: scale for client_id, scale in told.items() if scale is not None}
 
 
 def _mean_loss(clients: Sequence[Mapping[str, float | str]]) -> float | None:

@@ -19,6 +19,7 @@ from fedit.data.examples import fingerprint
 from fedit.errors import RunFolderError
 from fedit.files import read_json, reason
 from fedit.job import Job
+from fedit.reading import parse_yaml
 
 LOCK = "run.lock"
 PACKAGES = ("fedit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -54,8 +55,8 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "resolved.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values, _ = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
         raise RunFolderError(f"{path} holds no settings.")

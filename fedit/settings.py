@@ -1,6 +1,5 @@
 """Reading settings: job files, ``key=value`` arguments and flags become a RunConfig; every error has a place."""
 
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from fedit.config import SECTIONS, Columns, RunConfig, StudyConfig
 from fedit.errors import ConfigError, did_you_mean
+from fedit.reading import Unreadable, parse_toml, parse_yaml, read_settings_text, shown
 
 STUDY = "study."
 """What the names of a study's settings begin with, outside their section."""
@@ -160,21 +160,19 @@ def find_job(name: str) -> Path:
 
 def _read_file(path: Path) -> list[tuple[str, object, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_settings_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if path.suffix == ".toml":
         try:
-            return _flatten(tomllib.loads(text), lambda keys: str(path))
-        except tomllib.TOMLDecodeError as error:
+            return _flatten(parse_toml(text), lambda keys: str(path))
+        except Unreadable as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        values, node = parse_yaml(text)
+    except Unreadable as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.reason}") from error
     if values is None:
         return []
     if not isinstance(values, dict):
@@ -221,8 +219,8 @@ def _parse_override(text: str) -> tuple[str, object, str]:
 def parse_value(raw: str) -> object:
     """Return the value that a command-line text stands for, read as YAML reads it."""
     try:
-        return yaml.safe_load(raw) if raw.strip() else ""
-    except yaml.YAMLError:
+        return parse_yaml(raw)[0] if raw.strip() else ""
+    except Unreadable:
         return raw
 
 
@@ -272,6 +270,8 @@ def _validate(
             text = _problem(model, item, origins)
             if text not in problems:
                 problems.append(text)
+    except UnicodeError as error:  # half of a pair of surrogates, which YAML and JSON may hold
+        problems.append(f"a setting's text is no text: {error}")
     return None
 
 
@@ -286,7 +286,7 @@ def _problem(model: type[BaseModel], item: ErrorDetails, origins: Mapping[str, s
         return message
     if item["type"] == "extra_forbidden" and head == "columns":
         message = f"unknown column role{did_you_mean(name.split('.')[-1], Columns.model_fields)}"
-    return f"{origins.get(head, 'default')}: {name} is {item['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{origins.get(head, 'default')}: {name} is {shown(item['input'])}: {message[:1].lower()}{message[1:]}"
 
 
 def _repair(model: type[BaseModel], name: str, value: object) -> object:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedit import tensors
+from fedit.reading import parse_json
 from fedit.tensors import Flat
 from fedit.types import Tensors
 
@@ -24,6 +25,10 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _DIGEST = "sha256"
+LONGEST_HEADER = 100_000_000
+"""Bytes; the library's own limit."""
+MOST_TENSORS = 1 << 18
+"""In one file: adapters of all layers of the largest models have some ten thousand."""
 
 
 def encode(parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
@@ -62,13 +67,17 @@ def decode(content: bytes, parts: tuple[str, ...]) -> tuple[dict[str, Tensors], 
     """
     try:
         length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
+        if length > LONGEST_HEADER:
+            raise ValueError(f"its header has {length} bytes")
+        header = parse_json(content[8 : 8 + length])
         metadata = dict(header.pop("__metadata__"))
         written = metadata.pop(_DIGEST)
         digest = hashlib.sha256(_canonical(header, metadata))
         digest.update(memoryview(content)[8 + length :])
         if digest.hexdigest() != written:
             raise _Damaged("its content does not have the digest written in it: it was damaged or changed")
+        if len(header) > MOST_TENSORS:
+            raise ValueError(f"it holds {len(header)} tensors")
         found: dict[str, Tensors] = {part: {} for part in parts}
         loaded = safetensors.torch.load(content)
         for name in header:  # in the order they were written in, which the library does not keep

@@ -1,10 +1,11 @@
 """Arithmetic on named tensors; sets that are views of one buffer (`Flat`) are handled in single passes over it."""
 
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import NoReturn
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ CHUNK = 65_536
 """Entries that are widened to float64 at a time: half a megabyte, which stays in the cache."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Layout:
     """Where each tensor lies in a flat buffer: names ascending, one after the other, without gaps.
 
@@ -30,6 +31,14 @@ class Layout:
     offsets: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     size: int
+
+    def fits(self, a: Mapping[str, Tensor]) -> bool:
+        """Return whether ``a`` has these names and shapes; it may come from anybody and is not remembered."""
+        if isinstance(a, Flat):
+            return a.layout is self
+        return len(a) == len(self.names) and all(
+            name in a and a[name].shape == shape for name, shape in zip(self.names, self.shapes, strict=True)
+        )
 
     def views(self, buffer: Tensor) -> Tensors:
         """Return name -> view of ``buffer``, which holds ``size`` entries in one dimension."""
@@ -296,8 +305,24 @@ def mean(pairs: Iterable[tuple[Mapping[str, Tensor], float]]) -> Tensors:
     return running.value()
 
 
-@cache
+_Key = tuple[tuple[str, ...], tuple[torch.Size, ...]]
+_layouts: "WeakValueDictionary[_Key, Layout]" = WeakValueDictionary()
+_layouts_lock = threading.Lock()
+
+
 def _layout(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> Layout:
+    """Return the one layout of these names and shapes, which is forgotten when nobody has it any more.
+
+    Names and shapes may be what somebody sent: remembering all of them would let a client fill the memory.
+    """
+    with _layouts_lock:
+        found = _layouts.get((names, shapes))
+        if found is None:
+            found = _layouts[names, shapes] = _new_layout(names, shapes)
+        return found
+
+
+def _new_layout(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> Layout:
     offsets, strides, size = [], [], 0
     for shape in shapes:
         offsets.append(size)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedit import tensors
 from fedit.errors import ConfigError, NoUpdates, SealedUpdates, UpdatesConsumed
+from fedit.outliers import without_outliers
 from fedit.types import ClientFailure, ClientUpdate, Tensors
 
 
@@ -42,6 +43,8 @@ class Updates:
     weights: what every client of the federation weighs, in this cohort or not, as far as that is known before
              training; None: this cohort is the federation.
     announced: examples by client id; who claims to have trained on more is screened out.
+    heaviest: the most that a client's update may weigh, by client id; scales: what it was told to multiply B A by.
+    most_norm: see `fedit.outliers`; 0 compares nobody with others.
     deltas:  the running mean of the accepted deltas by their weights; one for all who need it.
     alike:   whether the accepted deltas have one layout; only then have they a mean.
     """
@@ -56,6 +59,9 @@ class Updates:
         uploads: Callable[[str], bool] = lambda name: True,
         weights: Mapping[str, float] | None = None,
         announced: Mapping[str, int] | None = None,
+        heaviest: Mapping[str, float] | None = None,
+        scales: Mapping[str, float] | None = None,
+        most_norm: float = 0.0,
         sealed: bool = False,
         seal: Seal | None = None,
     ) -> None:
@@ -64,6 +70,9 @@ class Updates:
         self._starts = starts or {}
         self._uploads = uploads
         self._announced = announced or {}
+        self._heaviest = heaviest or {}
+        self._scales = scales or {}
+        self._most_norm = most_norm
         self._layout = self._layout_from(adapter)
         self._observe = observe
         self._weights = weights
@@ -123,13 +132,21 @@ class Updates:
         if self._consumed:
             raise UpdatesConsumed("a cohort's updates stream once; keep what you need while reading them")
         self._consumed = True
+        usable = self._usable()
+        # Single updates of a sealed cohort may not be compared either.
+        if self._most_norm > 0 and not self.sealed:
+            usable = without_outliers(usable, self._most_norm, self.reject)
+        for update in usable:
+            yield self._accept(update) if self._seal is None else _flat(update)
+
+    def _usable(self) -> Iterator[ClientUpdate]:
         for result in self._results:
             if isinstance(result, ClientFailure):
                 self.failures.append(result)
             elif problem := self._problem(result):
                 self.reject(result, problem)
             elif result.weight > 0:
-                yield self._accept(result) if self._seal is None else _flat(result)
+                yield result
 
     def mean(self) -> ClientUpdate:
         """Return the mean of deltas and extras, weighted by ``weight``, as one update.
@@ -173,7 +190,7 @@ class Updates:
     def _problem(self, update: ClientUpdate) -> str | None:
         own = self._starts.get(update.client_id)
         expected = self._layout if own is None else self._layout_from(own)
-        if tensors.layout_of(update.delta) is not expected:
+        if not expected.fits(update.delta):
             shapes = dict(zip(expected.names, expected.shapes, strict=True))
             if unknown := sorted(set(update.delta) - set(shapes)):
                 return f"update has tensors that were not asked for: {', '.join(unknown[:3])}"
@@ -185,6 +202,11 @@ class Updates:
             return "update is not finite (NaN or infinity)"
         if not (0 <= update.weight < float("inf")):
             return f"weight is {update.weight}"
+        if update.weight > (heaviest := self._heaviest.get(update.client_id, math.inf)):
+            return f"weight is {update.weight:g}; it can be {heaviest:g} at most"
+        told = self._scales.get(update.client_id, update.scale)
+        if not math.isclose(update.scale, told, rel_tol=1e-6):
+            return f"its adapter is scaled by {update.scale:g}; expected {told:g}"
         most = self._announced.get(update.client_id, update.num_examples)
         if update.num_examples > most:
             return f"it claims {update.num_examples} examples and has announced {most}"

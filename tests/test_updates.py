@@ -174,3 +174,74 @@ def test_a_cohort_of_unknown_federation_is_all_of_it():
     updates = Updates([update("a")], EXPECTED)
     updates.mean()
     assert updates.participation == 1
+
+
+def usual(count=5, seed=0):
+    """Return updates of clients that learnt much the same, of different lengths as their rows are."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        replace(
+            update(f"c{i}"),
+            delta={n: (i + 1) * torch.randn(t.shape, generator=generator) for n, t in EXPECTED.items()},
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("place", [0, 3, 30])
+def test_an_update_out_of_all_proportion_is_screened_out_wherever_it_comes(place):
+    honest = usual(30)
+    huge = replace(update("huge"), delta={n: t * 1e6 for n, t in honest[0].delta.items()})
+    updates = Updates([*honest[:place], huge, *honest[place:]], EXPECTED, most_norm=100.0)
+    seen = [one.client_id for one in updates]
+    assert seen == [one.client_id for one in honest]
+    assert "more than 100 times the median" in updates.failures[0].reason
+    assert updates.rejected == {"huge"}
+
+
+def test_an_extra_out_of_all_proportion_is_screened_out():
+    honest = [replace(one, extra={"c": torch.ones(3)}) for one in usual()]
+    huge = replace(usual(1, seed=9)[0], client_id="huge", extra={"c": torch.full((3,), 1e9)})
+    updates = Updates([*honest, huge], EXPECTED, most_norm=100.0)
+    assert updates.mean().extra["c"].tolist() == [1.0] * 3
+    assert "changes what goes with it" in updates.failures[0].reason
+
+
+def test_a_copy_counts_once_and_what_nobody_moved_is_no_copy():
+    honest = usual()
+    copy = replace(honest[2], client_id="copycat")
+    still = [replace(update(name, 0.0)) for name in ("still", "idle")]
+    updates = Updates([*honest, copy, *still], EXPECTED, most_norm=100.0)
+    assert [one.client_id for one in updates] == ["c0", "c1", "c2", "c3", "c4", "still", "idle"]
+    assert [f"{f.client_id}: {f.reason}" for f in updates.failures] == [
+        "copycat: the update is a copy of that of c2"
+    ]
+
+
+def test_two_updates_say_nothing_of_what_is_usual():
+    one, other = usual(2)
+    other = replace(other, delta={n: 1e6 * t for n, t in other.delta.items()})
+    assert len(list(Updates([one, other], EXPECTED, most_norm=10.0))) == 2
+
+
+def test_who_weighs_more_than_it_can_or_scales_as_it_was_not_told_is_screened_out():
+    heavy, odd = replace(update("heavy"), weight=1000.0), replace(update("odd"), scale=50.0)
+    updates = Updates(
+        [heavy, odd, update("good", 2.0)], EXPECTED, heaviest={"heavy": 10.0, "good": 1.0}, scales={"odd": 2.0}
+    )
+    assert updates.mean().delta["m.A"][0, 0] == 2
+    assert [f.reason for f in updates.failures] == [
+        "weight is 1000; it can be 10 at most",
+        "its adapter is scaled by 50; expected 2",
+    ]
+
+
+def test_layouts_of_what_strangers_send_are_forgotten():
+    from fedit import tensors
+
+    before = len(tensors._layouts)
+    for number in range(20):
+        stranger = replace(update("bad"), delta={f"x{number}": torch.ones(1)})
+        list(Updates([stranger], EXPECTED))
+        assert tensors.layout_of({f"y{number}": torch.ones(1)}).size == 1
+    assert len(tensors._layouts) <= before + 1

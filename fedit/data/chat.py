@@ -13,10 +13,10 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from fedit.data.examples import Example, Message
 from fedit.data.rendering import Rendered, digest
+from fedit.data.sandbox import Sandbox, rendered
 from fedit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ class JinjaTemplate:
 
     @classmethod
     def _build(cls, name: str, source: str, origin: str, tokenizer: "PreTrainedTokenizerBase") -> "JinjaTemplate":
-        environment = _environment()
         try:
-            compiled = environment.from_string(source)
-            used = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            compiled, tree = _environment().compiled(source)
+            used = jinja2.meta.find_undeclared_variables(tree)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{origin}:{error.lineno}: {error.message}") from error
         named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
@@ -206,14 +205,17 @@ class JinjaTemplate:
                 asked["content"] += f"\n\n{context}"
         instruction = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
         try:
-            return self._compiled.render(
-                **self.names,
-                messages=turns,
-                context=context,
-                instruction=instruction,
-                add_generation_prompt=generate,
-                tools=None,
-                documents=None,
+            return rendered(
+                self._compiled,
+                {
+                    **self.names,
+                    "messages": turns,
+                    "context": context,
+                    "instruction": instruction,
+                    "add_generation_prompt": generate,
+                    "tools": None,
+                    "documents": None,
+                },
             )
         except _FAILURES as error:
             place = f"{where}: " if where else ""
@@ -241,15 +243,20 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def _environment() -> Sandbox:
     """Return an environment with what transformers gives to chat templates (5.23)."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _TODAY.strftime
+    environment.globals["strftime_now"] = _today
     return environment
+
+
+def _today(pattern: str) -> str:
+    # Widths in patterns ("%999999999d") are not needed, and some systems write them out.
+    if len(pattern) > 100 or any(char.isdigit() for char in pattern):
+        raise jinja2.TemplateError("strftime_now takes a pattern of at most 100 characters without digits")
+    return _TODAY.strftime(pattern)
 
 
 def _to_json(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from fedit.errors import DataError
+from fedit.reading import parse_json
 
 _GSM8K_END = re.compile(r"####[ \t]*(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*\Z")
 
@@ -63,7 +64,7 @@ def check_of_field(value: object) -> str | None:
     fields = value
     if isinstance(value, str) and value.lstrip().startswith("{") and '"kind"' in value:
         try:
-            fields = json.loads(value)
+            fields = parse_json(value)
         except ValueError as error:
             raise DataError(f"the check {value[:80]!r} is broken JSON: {error}.") from error
     if not isinstance(fields, Mapping) or "kind" not in fields:

@@ -13,6 +13,7 @@ from fedit.data.examples import Corpus, Example, fingerprint, row_id
 from fedit.data.partition import find_scheme, locate, partition, read_assignment
 from fedit.data.split import clean, split
 from fedit.errors import DataError
+from fedit.reading import parse_json
 
 DEPLOYMENT = "deployment"
 """The scheme of a partition whose clients keep their rows on machines of their own."""
@@ -140,7 +141,7 @@ class Partition:
             DataError: the file cannot be read or is not a saved manifest.
         """
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(path.read_bytes()))
         except OSError as error:
             raise DataError(f"cannot read the partition {path}: {files.reason(error)}") from error
         except ValueError as error:  # of JSON or of UTF-8

@@ -1,7 +1,6 @@
 """The table of partition schemes, and one call that checks what a scheme needs before it deals."""
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fedit.data import schemes
 from fedit.data.examples import Example, row_id
 from fedit.errors import ConfigError, DataError, UnknownName
 from fedit.files import reason
+from fedit.reading import parse_json
 from fedit.seeds import derive
 
 Clients = schemes.Clients
@@ -168,7 +168,7 @@ def read_assignment(path: Path) -> Assignment:
     """
     expected = 'expected {"clients": {"name": [row, …], …}, "held_out": [row, …]}'
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
+        content: object = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read the manifest {path}: {reason(error)}") from error
     except ValueError as error:  # of JSON or of UTF-8

@@ -1,12 +1,12 @@
 """Prompt formats of rounds: Alpaca, Vicuna and files in Shepherd's layout."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedit.data.examples import Example, Message
 from fedit.data.rendering import Rendered, digest
 from fedit.errors import ConfigError, DataError
+from fedit.reading import Unreadable, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ def from_json(text: str, end: str, name: str, origin: str) -> RoundTemplate:
         ConfigError: the file is broken or lacks a text.
     """
     try:
-        content: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{origin}:{error.lineno}: broken JSON: {error.msg}.") from error
+        content: object = parse_json(text)
+    except Unreadable as error:
+        raise ConfigError(f"{origin}:{error.line or 1}: broken JSON: {error.reason}.") from error
     fields = {"prompt_input": ("instruction", "input"), "prompt_no_input": ("instruction",)}
     bodies = [content.get(key) if isinstance(content, dict) else None for key in fields]
     for key, body in zip(fields, bodies, strict=True):

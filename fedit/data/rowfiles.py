@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from fedit.errors import DataError, did_you_mean
 from fedit.files import reason
+from fedit.reading import Unreadable, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,10 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> list[PlacedRow]:
     try:
-        value: object = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        hint = "; one JSON value per line is a .jsonl file" if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}{hint}."
-        ) from error
+        value: object = parse_json(_read_text(path))
+    except Unreadable as error:
+        hint = "; one JSON value per line is a .jsonl file" if error.reason == "Extra data" else ""
+        raise DataError(f"{path}:{error.line or 1}: broken JSON{_column(error)}: {error.reason}{hint}.") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
@@ -87,10 +85,10 @@ def _read_jsonl(path: Path) -> list[PlacedRow]:
         if not line.strip():
             continue
         try:
-            row: object = json.loads(line)
-        except json.JSONDecodeError as error:
+            row: object = parse_json(line)
+        except Unreadable as error:
             hint = "; a file that is one JSON value is a .json file" if number == 1 else ""
-            raise DataError(f"{path}:{number}: broken JSON at column {error.colno}: {error.msg}{hint}.") from error
+            raise DataError(f"{path}:{number}: broken JSON{_column(error)}: {error.reason}{hint}.") from error
         rows.append(_placed(row, f"{path.name}:{number}"))
     return rows
 
@@ -125,9 +123,13 @@ def _read_parquet(path: Path) -> list[PlacedRow]:
         raise DataError(f"{path}: Parquet needs pyarrow: pip install 'fedit[parquet]'") from error
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # texts that are no UTF-8 among them
         raise DataError(f"{path}: broken Parquet: {error}") from error
     return [PlacedRow(row, f"{path.name}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _column(error: Unreadable) -> str:
+    return f" at column {error.column}" if error.column else ""
 
 
 def _placed(row: object, where: str) -> PlacedRow:

@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fedit.errors import FeditError
+from fedit.reading import parse_json
 from fedit.types import Tensors
 
 Header = dict[str, object]
@@ -56,7 +57,7 @@ def read_frame(stream: BinaryIO) -> tuple[Header, Tensors] | None:
     if len(text) < header_size or len(payload) < payload_size:
         raise FrameError("the stream ends within a frame")
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         order = header.pop(_ORDER)
         tensors = safetensors.torch.load(payload) if payload_size else {}
         return header, {name: tensors[name] for name in order}

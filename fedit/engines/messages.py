@@ -1,12 +1,13 @@
 """Tasks, updates and failures as headers and tensors, and back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import cast, get_args, get_type_hints
 
 from fedit import errors
 from fedit.engines.frames import Header
 from fedit.errors import FeditError
+from fedit.reading import shown
 from fedit.types import Broadcast, ClientFailure, ClientTask, ClientUpdate, LocalTraining, Tensors
 
 
@@ -14,6 +15,11 @@ class WorkerError(FeditError):
     """A worker process cannot start, or failed at what was asked of it."""
 
 
+LONGEST_TEXT = 4096
+"""Characters of a client's id or another text; a reason may be cut to fewer."""
+LONGEST_REASON = 1000
+MOST_METRICS = 256
+"""Numbers that a client may report of a round."""
 BROADCAST_PARTS = ("adapter", "ledger", "extra")
 """The sets of tensors of a broadcast."""
 
@@ -35,19 +41,54 @@ def task_header(task: ClientTask) -> Header:
     }
 
 
-def read_task(header: Header, sets: Mapping[str, Tensors]) -> ClientTask:
-    """Return the task that a header and the sets of its broadcast describe."""
-    broadcast = Broadcast(**sets, scale=cast("float | None", header["scale"]))
-    training = LocalTraining(**cast(dict[str, object], header["training"]))  # type: ignore[arg-type]  # as written
+def read_task(header: object, sets: Mapping[str, Tensors]) -> ClientTask:
+    """Return the task that a header and the sets of its broadcast describe.
+
+    Raises:
+        ValueError: a field is missing or has another type.
+    """
+    fields = Fields.of(header, "a task")
+    scale = None if fields.values.get("scale") is None else fields.number("scale")
+    broadcast = Broadcast(**sets, scale=scale)
+    training = read_training(fields.values.get("training"))
     return ClientTask(
-        cast(int, header["round"]),
-        cast(str, header["client_id"]),
+        fields.whole("round"),
+        fields.text("client_id"),
         broadcast,
         training,
-        cast(int, header["seed"]),
-        cast(str, header.get("stage", "")),
-        cast(dict[str, object], header.get("message", {})),
+        fields.whole("seed"),
+        fields.text("stage") if "stage" in fields.values else "",
+        read_message(fields),
     )
+
+
+def read_message(fields: "Fields") -> dict[str, object]:
+    """Return what is told beside tensors: names and plain values, which whoever reads them has to look at.
+
+    Raises:
+        ValueError: it is no mapping.
+    """
+    message = fields.values.get("message", {})
+    if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
+        raise fields.error("message")
+    return message
+
+
+def read_training(values: object) -> LocalTraining:
+    """Return how a client trains, from plain values by name.
+
+    Raises:
+        ValueError: a field is missing, unknown or has another type.
+    """
+    fields = Fields.of(values, "a task's training")
+    hints = get_type_hints(LocalTraining)
+    for name, value in fields.values.items():
+        if name not in hints or not _is_a(hints[name], value):
+            raise fields.error(name)
+    try:
+        return LocalTraining(**fields.values)  # type: ignore[arg-type]  # each was looked at
+    except TypeError as error:
+        raise ValueError(f"a task's training is not whole: {error}") from error
 
 
 def result_frame(result: ClientUpdate | ClientFailure) -> tuple[Header, Tensors]:
@@ -66,23 +107,98 @@ def result_frame(result: ClientUpdate | ClientFailure) -> tuple[Header, Tensors]
     return header, join({"delta": result.delta, "extra": result.extra})
 
 
-def read_result(header: Header, tensors: Tensors) -> ClientUpdate | ClientFailure:
-    """Return the result that a header and tensors describe."""
-    client_id, round = cast(str, header["client_id"]), cast(int, header["round"])
-    if "reason" in header:
-        return ClientFailure(client_id, round, cast(str, header["reason"]))
+def read_result(header: object, tensors: Tensors) -> ClientUpdate | ClientFailure:
+    """Return the result that a header and tensors describe.
+
+    Whether its numbers make sense is for `fedit.updates` to say; here they are numbers.
+
+    Raises:
+        ValueError: a field is missing, has another type, or is larger than any that is true.
+    """
+    fields = Fields.of(header, "a result")
+    client_id, round = fields.text("client_id"), fields.whole("round")
+    if "reason" in fields.values:
+        return ClientFailure(client_id, round, str(fields.values["reason"])[:LONGEST_REASON])
     parts = split(tensors)
+    if unknown := sorted(set(parts) - {"delta", "extra"}):
+        raise ValueError(f"a result has tensors called {unknown[0][:40]}/…; expected delta/… and extra/…")
     return ClientUpdate(
         client_id,
         round,
-        cast(int, header["num_examples"]),
-        cast(float, header["weight"]),
+        fields.whole("num_examples"),
+        fields.number("weight"),
         parts.get("delta", {}),
         parts.get("extra", {}),
-        cast(dict[str, float], header["metrics"]),
-        cast(float, header["scale"]),
-        message=cast(dict[str, object], header.get("message", {})),
+        _metrics(fields),
+        fields.number("scale"),
+        message=read_message(fields),
     )
+
+
+def _metrics(fields: "Fields") -> dict[str, float]:
+    values = fields.values.get("metrics")
+    if not isinstance(values, dict) or len(values) > MOST_METRICS or max(map(len, values), default=0) > 100:
+        raise fields.error("metrics")
+    if not all(_is_a(float, value) for value in values.values()):
+        raise fields.error("metrics")
+    return {name: float(value) for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A header's fields, read with errors that name them. what: whose they are."""
+
+    values: dict[str, object]
+    what: str
+
+    @classmethod
+    def of(cls, values: object, what: str) -> "Fields":
+        """Return the fields of a table.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"{what} is {shown(values)}; expected a table of fields")
+        return cls(values, what)
+
+    def text(self, name: str) -> str:
+        """Return a text of at most `LONGEST_TEXT` characters."""
+        value = self.values.get(name)
+        if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+            raise self.error(name)
+        return value
+
+    def whole(self, name: str) -> int:
+        """Return a whole number of at most 63 bits, not below zero."""
+        value = self.values.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            raise self.error(name)
+        return value
+
+    def number(self, name: str) -> float:
+        """Return a number; it may be infinite or none (NaN)."""
+        value = self.values.get(name)
+        if not _is_a(float, value):
+            raise self.error(name)
+        return float(cast(float, value))
+
+    def error(self, name: str) -> ValueError:
+        """Return the error that a field is missing or not what it should be."""
+        found = shown(self.values[name]) if name in self.values else "missing"
+        return ValueError(f"{self.what}: {name[:40]!r} is {found}")
+
+
+def _is_a(kind: object, value: object) -> bool:
+    """Return whether a value read from JSON has a type, or one of several; whole numbers are numbers too."""
+    if kinds := get_args(kind):
+        return any(_is_a(own, value) for own in kinds)
+    if kind in (int, float):
+        fits = isinstance(value, int) if kind is int else isinstance(value, int | float)
+        return (
+            fits and not isinstance(value, bool) and (isinstance(value, float) or abs(cast(int, value)) < 1 << 63)
+        )
+    return isinstance(value, cast(type, kind)) and not (isinstance(value, str) and len(value) > LONGEST_TEXT)
 
 
 def join(parts: Mapping[str, Tensors]) -> Tensors:
@@ -108,9 +224,10 @@ def error_header(error: Exception) -> Header:
     }
 
 
-def read_error(header: Header, log: str) -> FeditError:
+def read_error(header: object, log: str) -> FeditError:
     """Return the error that a worker met, as it would have been raised here."""
-    kind = getattr(errors, str(header["kind"]), None)
+    said = header if isinstance(header, dict) else {}
+    kind, message = getattr(errors, str(said.get("kind")), None), str(said.get("message"))
     if isinstance(kind, type) and issubclass(kind, FeditError) and kind.__init__ is FeditError.__init__:
-        return kind(str(header["message"]))
-    return WorkerError(f"a worker process failed: {header['message']}; see {log}")
+        return kind(message)
+    return WorkerError(f"a worker process failed: {message}; see {log}")

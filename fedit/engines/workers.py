@@ -115,7 +115,7 @@ class WorkerProcess:
             if "event" in header:
                 tell(cast(Event, header["event"]))
             elif "error" in header:
-                raise read_error(cast(dict[str, object], header["error"]), str(self._log))
+                raise read_error(header["error"], str(self._log))
             else:
                 return Reply(header, tensors)
 

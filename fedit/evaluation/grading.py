@@ -18,6 +18,7 @@ from fedit.errors import DataError
 from fedit.evaluation.constraints import Constraint, followed, measured_here
 from fedit.evaluation.constraints.language import INSTALL
 from fedit.evaluation.extract import as_number, chosen_letter, final_number
+from fedit.reading import parse_json
 
 __all__ = [
     "bullets_check",
@@ -174,8 +175,8 @@ _GRADERS: dict[str, Callable[[Mapping[str, object], str], bool]] = {
 
 def _read(check: str) -> dict[str, object]:
     try:
-        fields = json.loads(check)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(check)
+    except ValueError as error:
         raise _malformed(check, "it is no JSON") from error
     if not isinstance(fields, dict):
         raise _malformed(check, "it is no JSON object")

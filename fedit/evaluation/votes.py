@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from fedit.errors import DataError, RunFolderError
 from fedit.files import reason
+from fedit.reading import parse_json
 from fedit.report.numbers import wilson
 
 FILE = "votes.jsonl"
@@ -198,7 +199,7 @@ def _names(votes: Iterable[Vote]) -> dict[tuple[str, str], str]:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
@@ -206,7 +207,7 @@ def _is_json(line: bytes) -> bool:
 
 def _vote(line: bytes, where: str) -> Vote:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     if not isinstance(record, dict):

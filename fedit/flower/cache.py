@@ -13,6 +13,7 @@ from fedit import tensorfiles
 from fedit.engines.frames import Header
 from fedit.errors import FeditError, RunFolderError
 from fedit.files import reason, remove_leftovers, safe_name, write_bytes
+from fedit.reading import parse_json
 from fedit.types import Tensors
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,9 @@ def _read(path: Path, task_id: str) -> Answer:
     parts, metadata = tensorfiles.decode(path.read_bytes(), (_PART,))
     if metadata.get("task") != task_id:
         raise ValueError("it is the answer of another task")
-    header = json.loads(metadata["header"])
+    header = parse_json(metadata.get("header", ""))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table")
     return header, parts[_PART]
 
 

@@ -104,7 +104,7 @@ def read_public_key(path: Path) -> bytes:
     """
     try:
         key = load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} holds no public key of a site: {error}") from error
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 

@@ -7,13 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 from fedit import tensorfiles
-from fedit.engines.messages import BROADCAST_PARTS, broadcast_sets, join, read_result, split, task_header
+from fedit.engines.messages import BROADCAST_PARTS, Fields, broadcast_sets, join, read_result, split, task_header
 from fedit.flower.link import Link, Node, Parcel, Trouble
-from fedit.flower.roster import Roster
+from fedit.flower.roster import LONGEST_REASON, Roster
 from fedit.flower.wire import Envelope
+from fedit.reading import shown
 from fedit.stacked import stacks
 from fedit.tensors import can_flatten, flatten
 from fedit.types import Broadcast, ClientFailure, ClientInfo, ClientTask, ClientUpdate, Tensors
@@ -237,12 +237,13 @@ class Flower:
         header = answer[0]
         for kind in ("refused", "error", "lost"):
             if kind in header:
-                one.results = _all_failed(one.tasks, f"site {one.node.name}: {header[kind]}")
-                self._tell_trouble(one, str(header[kind]), again=False)
+                told = str(header[kind])[:LONGEST_REASON]
+                one.results = _all_failed(one.tasks, f"site {one.node.name}: {told}")
+                self._tell_trouble(one, told, again=False)
                 return
         try:
             one.results = _Results(one.node.name, one.tasks, answer)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             one.results = _all_failed(one.tasks, f"site {one.node.name}: its answer cannot be read: {error}")
             return
         stage, took = one.tasks[0].stage, self.clock() - one.sent
@@ -282,19 +283,21 @@ class _Results:
     """The results in an answer, each read when its turn comes: until then they are not in memory.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no answer to what was asked.
+        ValueError: it is no answer to what was asked.
     """
 
     def __init__(self, site: str, tasks: Sequence[ClientTask], answer: Envelope) -> None:
         header, self._pieces = answer
         self._site, self._tasks = site, tasks
-        self._headers = cast("list[dict[str, object]]", header["results"])
-        if len(self._headers) != len(tasks):
-            raise ValueError(f"{len(self._headers)} results for {len(tasks)} tasks")
-        for task, own in zip(tasks, self._headers, strict=True):
-            if (own["client_id"], own["round"]) != (task.client_id, task.round):
-                asked = f"a result of {own['client_id']} in round {own['round']} where another was asked for"
-                raise ValueError(asked)
+        headers = header.get("results")
+        if not isinstance(headers, list) or len(headers) != len(tasks):
+            raise ValueError(f"results is {shown(headers)}; expected a list of {len(tasks)}")
+        self._headers = headers
+        for task, own in zip(tasks, headers, strict=True):
+            fields = Fields.of(own, "a result")
+            told = (fields.text("client_id"), fields.whole("round"))
+            if told != (task.client_id, task.round):
+                raise ValueError(f"a result of {shown(told[0])} in round {told[1]} where another was asked for")
 
     def __getitem__(self, index: int) -> ClientUpdate | ClientFailure:
         """Return one result; one that cannot be read is a failure."""
@@ -302,7 +305,7 @@ class _Results:
         try:
             parts = read_piece(self._pieces[name]) if name in self._pieces else {}
             return read_result(self._headers[index], join(parts))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             return _all_failed(self._tasks, f"site {self._site}: its answer cannot be read: {error}")[index]
 
 

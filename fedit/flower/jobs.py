@@ -8,8 +8,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fedit.errors import ConfigError
+from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json, write_json
+from fedit.reading import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -76,8 +77,21 @@ class Jobs:
                 self.save(replace(job, **changes))  # type: ignore[arg-type]
 
     def _read(self, path: Path) -> Submitted:
-        known = {field.name for field in fields(Submitted)}
-        return Submitted(**{name: value for name, value in read_json(path).items() if name in known})
+        found = read_json(path)
+        known = {field.name: field.type for field in fields(Submitted) if field.name in found}
+        kept = {name: found[name] for name in known}
+        try:
+            if wrong := [name for name, kind in known.items() if not _is_a(kind, kept[name])]:
+                raise TypeError(f"{wrong[0]} is {shown(kept[wrong[0]])}")
+            return Submitted(**kept)
+        except TypeError as error:
+            raise RunFolderError(f"{path} holds no job that fedit submitted: {error}.") from error
+
+
+def _is_a(kind: object, value: object) -> bool:
+    """Return whether a value read from JSON has the type of a field; whole numbers are numbers."""
+    accepted = {float: (int, float), int: int, str: str}.get(kind, dict)  # type: ignore[call-overload]
+    return isinstance(value, accepted) and not isinstance(value, bool)
 
 
 def check_name(name: str) -> None:

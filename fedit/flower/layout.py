@@ -4,7 +4,6 @@ import ipaddress
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedit.errors import ConfigError, did_you_mean
+from fedit.reading import parse_toml, read_settings_text, shown
 
 DEPLOYMENT_FILE = "deployment.toml"
 SITE_FILE = "site.toml"
@@ -285,7 +285,7 @@ def _named(path: Path) -> Iterator[None]:
 def _read(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, Any]:
     """Return what a TOML file says, of all ``keys`` and of the types they have."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = parse_toml(read_settings_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent} holds no {path.name}; {advice}") from None
     except (OSError, ValueError) as error:
@@ -294,7 +294,7 @@ def _read(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, Any]:
         if key not in keys:
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, keys)}")
         if type(value) is not keys[key]:
-            raise ConfigError(f"{path}: {key} is {value!r}; expected {_KINDS[keys[key]]}")
+            raise ConfigError(f"{path}: {key} is {shown(value)}; expected {_KINDS[keys[key]]}")
     if missing := [key for key in keys if key not in found]:
         raise ConfigError(f"{path}: {', '.join(missing)} missing")
     return found

@@ -1,7 +1,6 @@
 """What a site allows: its operator's ``policy.toml``, and the reasons for which a job is not done here."""
 
 import math
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedit.config import PositiveInt, RunConfig
 from fedit.data.rounds import ROUND_TEMPLATES
 from fedit.errors import ConfigError, UnknownName, did_you_mean
+from fedit.reading import Unreadable, parse_toml, read_settings_text, shown
 from fedit.strategies import STRATEGIES
 from fedit.types import LocalTraining
 
@@ -58,12 +58,12 @@ class Policy(BaseModel):
             ConfigError: there is no such file, or all that is wrong in it.
         """
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_settings_text(path)
         except FileNotFoundError:
             raise ConfigError(
                 f"there is no {path}; take the one of the site's bundle. An empty file stands for the defaults."
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
         return cls.parse(text, str(path))
 
@@ -75,8 +75,8 @@ class Policy(BaseModel):
             ConfigError: all that is wrong, each with ``where``.
         """
         try:
-            values = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # numbers too long to read are a plain ValueError
+            values = parse_toml(text)
+        except Unreadable as error:
             raise ConfigError(f"{where}: not valid TOML: {error}") from error
         return cls.of(values, where)
 
@@ -100,6 +100,8 @@ class Policy(BaseModel):
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False)
             problems += [_problem(where, values, item["loc"], item["msg"]) for item in found]
+        except UnicodeError as error:  # half of a pair of surrogates, which JSON may hold
+            problems.append(f"{where}: a text is no text: {error}")
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return policy
@@ -350,11 +352,7 @@ def _is_file(name: str) -> bool:
 
 def _short(value: object) -> str:
     """Return a value on one line, cut where it is long: it may come from another organisation."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # whole numbers of thousands of digits, lists in lists in lists
-        return f"beyond what can be shown ({type(value).__name__})"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+    return shown(value, _LONGEST_VALUE)
 
 
 def _count(steps: float) -> str:

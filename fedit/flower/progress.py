@@ -1,5 +1,6 @@
 """How far a run is, read from its folder: rounds, losses, bytes, and who is late or left out and why."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +83,12 @@ def _late(events: Sequence[Event]) -> list[Late]:
     for event in events:
         kind, number = str(event["event"]), _whole(event["round"])
         if kind in TROUBLES:
-            reason = str(event.get("reason") or TROUBLES[kind])
-            sites[str(event["site"])] = Late(f"site {event['site']}", number, reason)
+            reason, site = str(event.get("reason") or TROUBLES[kind]), str(event.get("site"))
+            sites[site] = Late(f"site {site}", number, reason)
         elif kind == CLEARED:
-            sites.pop(str(event["site"]), None)
+            sites.pop(str(event.get("site")), None)
         elif kind == "client_failed" and number == newest:
-            clients.append(Late(f"client {event['client']}", number, str(event["reason"])))
+            clients.append(Late(f"client {event.get('client')}", number, str(event.get("reason"))))
     # Trouble that a whole round came after is over; a refusal is not.
     kept = [late for late in sites.values() if late.round >= newest or late.round == 0]
     return kept + clients
@@ -107,4 +108,4 @@ def _newest(events: Sequence[Event], name: str) -> float | None:
 
 
 def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0

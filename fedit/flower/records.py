@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedit.flower.wire import Envelope, WireError
+from fedit.reading import parse_json
 
 _HEADER, _PIECES = "header", "pieces"
 
@@ -30,7 +31,7 @@ def unpack(content: RecordDict) -> Envelope:
         WireError: there is none.
     """
     try:
-        header = json.loads(str(content.config_records[_HEADER]["json"]))
+        header = parse_json(str(content.config_records[_HEADER]["json"]))
         arrays = content.array_records[_PIECES]
         pieces = {str(name): _bytes_of(array) for name, array in arrays.items()}
     except (KeyError, ValueError, TypeError) as error:

@@ -3,14 +3,20 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
+from fedit.engines.messages import Fields
 from fedit.errors import RoundError
 from fedit.flower.link import Link, Node, Parcel, Trouble
 from fedit.flower.wire import Envelope
+from fedit.reading import shown
 from fedit.types import ClientInfo, ClientTask
 
 log = logging.getLogger(__name__)
+
+MOST_CLIENTS = 100_000
+"""Clients that one site may say it has."""
+LONGEST_REASON = 1000
+"""Characters of what a site says for itself that are kept."""
 
 Tell = Callable[[str, int, Mapping[str, object]], None]
 
@@ -114,21 +120,24 @@ class Roster:
             return
         header = answer[0]
         if not node.registered:  # a trial without keys: the site itself says which it is
-            node = replace(node, name=str(header.get("site", node.name)))
+            node = replace(node, name=str(header.get("site", node.name))[:LONGEST_REASON])
         if (reason := header.get("refused") or header.get("error") or header.get("lost")) is not None:
-            self._refuse(node, str(reason))
-            self.tell("site_refused", 0, {"site": node.name, "reason": str(reason)})
+            self._turn_away(node, str(reason)[:LONGEST_REASON])
+            return
+        try:
+            listed = _read_clients(header)
+        except ValueError as error:
+            self._turn_away(node, f"its answer cannot be read: {error}")
             return
         self._heard[node.node_id] = node.name
         if self._began or self._recalled:
             self._welcome_back(node)
             return
-        listed = cast("list[dict[str, object]]", header["clients"])
-        for one in listed:
-            client, rows = str(one["client_id"]), int(str(one["num_examples"]))
+        for info in listed:
+            client = info.client_id
             if client in self._clients and (other := self._clients[client][1]) != node.name:
                 raise RoundError(f"sites {other} and {node.name} both have a client '{client}'; names must differ")
-            self._clients[client] = (ClientInfo(client, rows), node.name)
+            self._clients[client] = (info, node.name)
         self._nodes[node.name] = node
         self.tell("site_joined", 0, {"site": node.name, "clients": len(listed)})
 
@@ -140,6 +149,10 @@ class Roster:
             return
         self._nodes[node.name] = node
         self.tell("site_back", 0, {"site": node.name})
+
+    def _turn_away(self, node: Node, reason: str) -> None:
+        self._refuse(node, reason)
+        self.tell("site_refused", 0, {"site": node.name, "reason": reason})
 
     def _refuse(self, node: Node, reason: str) -> None:
         self._heard[node.node_id] = node.name
@@ -180,3 +193,19 @@ class Roster:
 
     def _why_not(self) -> str:
         return f"; refused: {'; '.join(self._refused)}" if self._refused else ""
+
+
+def _read_clients(header: Mapping[str, object]) -> list[ClientInfo]:
+    """Return the clients that a site says it has.
+
+    Raises:
+        ValueError: they cannot be read, one stands twice, or there are more than any site has.
+    """
+    listed = header.get("clients")
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_CLIENTS:
+        raise ValueError(f"clients is {shown(listed)}; expected a list of 1 to {MOST_CLIENTS:,}")
+    fields = [Fields.of(one, "a client") for one in listed]
+    found = [ClientInfo(one.text("client_id"), one.whole("num_examples")) for one in fields]
+    if len({client.client_id for client in found}) < len(found):
+        raise ValueError("a client stands twice")
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedit.errors import FeditError
+from fedit.reading import parse_json
 
 Header = dict[str, object]
 Envelope = tuple[Header, Mapping[str, bytes]]
@@ -20,7 +21,10 @@ MARK = b"fedS"
 _START = struct.Struct(">4sI")
 LONGEST_HEADER = 1 << 26
 LONGEST_PIECE = 1 << 36
+MOST_PIECES = 1 << 17
 _PIECES = "pieces"
+_ROOM = 1 << 16
+"""Bytes that are set aside before any came."""
 
 
 class WireError(FeditError):
@@ -46,12 +50,14 @@ def receive(connection: socket.socket) -> Envelope:
     if mark != MARK or length > LONGEST_HEADER:
         raise WireError("what came over the socket is no message of fedit's")
     try:
-        header = json.loads(_exactly(connection, length))
-        sizes = [(str(name), int(size)) for name, size in header.pop(_PIECES)]
+        header = parse_json(_exactly(connection, length))
+        sizes = [(str(name), size) for name, size in header.pop(_PIECES)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WireError(f"a message's header cannot be read: {error}") from error
-    if any(not 0 <= size <= LONGEST_PIECE for _, size in sizes):
+    if not all(type(size) is int and 0 <= size <= LONGEST_PIECE for _, size in sizes):
         raise WireError("a message announces more bytes than there can be")
+    if len(sizes) > MOST_PIECES or len(dict(sizes)) < len(sizes):
+        raise WireError(f"a message announces {len(sizes)} pieces, more than there can be, or one of them twice")
     return header, {name: _exactly(connection, size) for name, size in sizes}
 
 
@@ -72,11 +78,14 @@ def ask(path: Path, header: Mapping[str, object], pieces: Mapping[str, bytes], t
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
-    parts = bytearray(size)
-    view = memoryview(parts)
+    """Return the next ``size`` bytes; memory grows with what came and not with what was announced."""
+    parts = bytearray(min(size, _ROOM))
     at = 0
     while at < size:
-        count = connection.recv_into(view[at:], min(size - at, 1 << 24))
+        if at == len(parts):
+            parts.extend(bytes(min(size - at, len(parts))))
+        with memoryview(parts) as view:
+            count = connection.recv_into(view[at:])
         if count == 0:
             raise WireError("the other side ended within a message")
         at += count

@@ -10,6 +10,7 @@ from fedit.evaluation.votes import Vote, is_vote, read_votes
 from fedit.files import reason
 from fedit.judging.cache import read_records
 from fedit.judging.comparison import Comparison
+from fedit.judging.prompts import HIGHEST
 from fedit.judging.recorded import is_review, read_reviews
 from fedit.judging.statistics import cohen_kappa, outcomes_of, spearman
 from fedit.judging.verdicts import TIE_WITHIN
@@ -110,7 +111,7 @@ def _from_verdicts(path: Path, records: Iterable[Mapping[str, object]]) -> Opini
             case {"purpose": "comparison", "question_id": id, "shown": list() as arms, "verdict": dict() as found}:
                 judges.add((str(record.get("model")), str(record.get("mode"))))
                 if "invalid" not in found:
-                    last[str(id), tuple(map(str, arms)), record.get("repeat")] = found
+                    last[str(id), tuple(map(str, arms)), str(record.get("repeat"))] = found
     if len(judges) > 1:
         kinds = ", ".join(sorted(f"{model} ({mode})" for model, mode in judges))
         raise DataError(f"{path} holds verdicts of several judges or modes, {kinds}; give a file of one.")
@@ -120,7 +121,7 @@ def _from_verdicts(path: Path, records: Iterable[Mapping[str, object]]) -> Opini
     if any(len(arms) == 1 for arms in shown):
         return _from_ratings({arms[0]: questions for arms, questions in shown.items() if len(arms) == 1})
     opinions: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
-    for a, b in {(min(pair), max(pair)) for pair in shown}:
+    for a, b in {(min(pair), max(pair)) for pair in shown if len(pair) == 2}:
         forwards, backwards = shown.get((a, b), {}), shown.get((b, a), {})
         for question in forwards.keys() & backwards.keys():
             first, scored = _mean(forwards[question])
@@ -154,10 +155,10 @@ def _mean(verdicts: Sequence[Mapping[str, object]]) -> tuple[float, bool]:
     values, scored = [], False
     for verdict in verdicts:
         match verdict:
-            case {"scores": [float() | int() as a, float() | int() as b]}:
+            case {"scores": [float() | int() as a, float() | int() as b]} if max(abs(a), abs(b)) <= HIGHEST:
                 values.append(float(a - b))
                 scored = True
-            case {"preference": float() | int() as preference}:
+            case {"preference": float() | int() as preference} if 0 <= preference <= 1:
                 values.append(float(preference) - 0.5)
     return (sum(values) / len(values) if values else 0.0), scored
 
@@ -166,7 +167,7 @@ def _from_ratings(ratings: Mapping[str, Mapping[str, list[Mapping[str, object]]]
     means: dict[str, dict[str, float]] = {}
     for arm, questions in ratings.items():
         for question, verdicts in questions.items():
-            values = [float(scores[0]) for v in verdicts if isinstance(scores := v.get("scores"), list) and scores]
+            values = [float(score) for v in verdicts if (score := _rating(v.get("scores"))) is not None]
             if values:
                 means.setdefault(arm, {})[question] = sum(values) / len(values)
     opinions: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
@@ -178,6 +179,14 @@ def _from_ratings(ratings: Mapping[str, Mapping[str, list[Mapping[str, object]]]
                     outcome = float(outcomes_of([difference], TIE_WITHIN)[0])
                     opinions.setdefault((a, b), {})[question] = (difference, outcome)
     return opinions
+
+
+def _rating(scores: object) -> float | None:
+    """Return the one score of a rating; None where there is none."""
+    match scores:
+        case [float() | int() as score, *_] if not isinstance(score, bool) and abs(score) <= HIGHEST:
+            return float(score)
+    return None
 
 
 def _turned(opinions: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

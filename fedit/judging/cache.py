@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from fedit.errors import RunFolderError
 from fedit.files import reason
 from fedit.judging.base import Reply
+from fedit.reading import parse_json
 
 VERDICTS = "verdicts.jsonl"
 _LOCK = ".judge.lock"
@@ -120,7 +121,7 @@ def read_records(path: Path) -> list[dict[str, object]]:
     records: list[dict[str, object]] = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError:
             continue
         if isinstance(record, dict):
@@ -148,7 +149,7 @@ def _identity(key: str, about: Mapping[str, object]) -> str:
 
 def _parsed(line: bytes) -> dict[str, object] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         whole = isinstance(record, dict) and isinstance(record.get("key"), str)
         if not whole or ("reply" in record and _reply_of(record) is None):
             return None

@@ -10,7 +10,8 @@ LONGEST = 12_000
 
 _LOOKS_LIKE_FENCE = re.compile(
     r"^(?=[ \t]*(?:"
-    r"[^\w\s]{2,}[^\w\n]*(?:question|reference|answer)\b.{0,40}?\b(?:begins|ends)\b"  # ours, with any mark
+    r"={3,}[ \t]*\w"  # a fence with any name in it
+    r"|[^\w\s]{2,}[^\w\n]*(?:question|reference|answer)\b.{0,40}?\b(?:begins|ends)\b"  # ours, with any mark
     r"|\[(?:the (?:start|end) of .{1,60}|system|question|task|answer \w+)\]"  # of the prompts that judges know
     r"|#+\s*(?:system|instruction|task)\b"
     r"))",

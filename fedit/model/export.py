@@ -1,6 +1,8 @@
 """Adapters on disk: PEFT folders that load without fedit, with a card that says what they are."""
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -14,11 +16,14 @@ from fedit.files import new_folder
 from fedit.lora import joined, rank_of
 from fedit.model.adapted import AdaptedModel, canonical_name
 from fedit.model.sources import DEFAULT_MODEL, ModelSource
+from fedit.reading import parse_json, shown
 from fedit.scaling import lora_scale
 from fedit.types import Tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+LARGEST_RANK = 1 << 16
+"""Of an adapter that somebody else made; no layer has more inputs or outputs."""
 _PER_LAYER = ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
 """Settings of PEFT that change what B A is multiplied by, or add to it: plain LoRA would be another model."""
 
@@ -146,8 +151,11 @@ def rank_and_alpha(config: Mapping[str, object], folder: Path) -> tuple[int, flo
         ModelError: they are no numbers.
     """
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise ModelError(f"{folder / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; expected numbers.")
+    numbers = type(rank) is int and type(alpha) in (int, float)
+    if not numbers or not (0 < rank <= LARGEST_RANK and math.isfinite(alpha) and 0 < alpha <= sys.maxsize):
+        raise ModelError(
+            f"{folder / CONFIG} has r {shown(rank)} and lora_alpha {shown(alpha)}; expected numbers above 0."
+        )
     return rank, float(alpha)
 
 
@@ -204,8 +212,8 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} is no adapter: it lacks {CONFIG} or {WEIGHTS}.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{path} does not describe a LoRA adapter.")

@@ -5,13 +5,14 @@ import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 
 from fedit.errors import ModelError
@@ -38,6 +39,7 @@ _TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_MOST_CHANNELS = 1 << 20
 # Frequency factors of Llama 3.1 and later: a fact of the rotary table, not a weight.
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -94,14 +96,25 @@ def llama_config(reader: gguf.GGUFReader) -> "LlamaConfig":
     Raises:
         ModelError: a needed value is missing, or the positions are stretched in an unknown way.
     """
-    from transformers import LlamaConfig
-
     names = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in names:
         raise ModelError("the GGUF file holds no 'token_embd.weight': it is not a complete language model")
     hidden = _integer(reader, "embedding_length")
     heads = _integer(reader, "attention.head_count")
-    head_dim = _integer(reader, "attention.key_length", hidden // heads)
+    head_dim = _integer(reader, "attention.key_length", hidden // max(heads, 1))
+    if min(hidden, heads, head_dim) < 1 or max(hidden, heads, head_dim) > _MOST_CHANNELS:
+        raise ModelError(f"the GGUF file's sizes are impossible: {hidden} channels, {heads} heads of {head_dim}")
+    try:
+        return _config(reader, names, hidden, heads, head_dim)
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:  # it checks its own values
+        raise ModelError(f"the GGUF file's metadata describe no model: {error}") from error
+
+
+def _config(
+    reader: gguf.GGUFReader, names: Mapping[str, gguf.ReaderTensor], hidden: int, heads: int, head_dim: int
+) -> "LlamaConfig":
+    from transformers import LlamaConfig
+
     config = LlamaConfig(
         # A GGUF shape is listed from the fastest axis: (channels, tokens).
         vocab_size=int(names["token_embd.weight"].shape[1]),

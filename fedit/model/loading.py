@@ -1,6 +1,5 @@
 """A resolved source becomes a frozen base model in memory, quantised where asked."""
 
-import json
 import logging
 import platform
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from fedit.errors import ConfigError, ModelError
 from fedit.model.hardware import choose_device, choose_dtype, is_out_of_memory
 from fedit.model.sources import ModelSource
+from fedit.reading import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def context_length(source: ModelSource) -> int | None:
     """Return the longest sequence, in tokens, that the model was made for; None where its config does not say."""
     try:
-        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((source.path / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"the config of model '{source.name}' cannot be read: {error}") from error
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        if isinstance(value := config.get(name), int):
+        if type(value := config.get(name)) is int:
             return value
     return None
 

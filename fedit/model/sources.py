@@ -16,6 +16,7 @@ from filelock import FileLock
 from fedit import files
 from fedit.errors import ModelError, RunFolderError, did_you_mean
 from fedit.model import wheel
+from fedit.reading import parse_json, shown
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -29,6 +30,8 @@ _MANIFEST = "fedit.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 # Folders hold other formats (onnx/, original/); consolidated files hold the same weights a second time.
 _NOT_FROM_HUB = ["*/*", "consolidated*.safetensors"]
+_FILE_NAME = re.compile(r"[\w][\w.-]{0,200}\.safetensors")
+"""Of a file of weights that lies in the model's folder itself."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 _BLOCK = 1 << 20
@@ -114,7 +117,12 @@ def weight_files(folder: Path) -> list[Path]:
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ModelError(f"{index} lists no weights ('weight_map' is empty)")
-    return [folder / name for name in sorted({str(name) for name in names.values()})]
+    files = sorted({str(name) for name in names.values()})
+    if outside := [name for name in files if not _FILE_NAME.fullmatch(name)]:
+        raise ModelError(
+            f"{index} names {shown(outside[0])} as a file of weights; expected names of files beside it"
+        )
+    return [folder / name for name in files]
 
 
 def fingerprint(folder: Path) -> str:
@@ -261,16 +269,17 @@ def _pickle_hint(names: Iterable[str]) -> str:
 def _check_architecture(folder: Path, settings: dict[str, object]) -> None:
     from transformers import CONFIG_MAPPING
 
-    if settings.get("model_type") not in CONFIG_MAPPING:
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(
-            f"{folder} brings its own Python code for model type '{settings.get('model_type')}', which is never "
+            f"{folder} brings its own Python code for model type {shown(kind)}, which is never "
             "run; choose a model that transformers knows"
         )
 
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

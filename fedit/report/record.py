@@ -1,15 +1,15 @@
 """A finished run as its folder tells it, read without the libraries that made it."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from fedit.errors import RunFolderError
 from fedit.events import NOT_EVALUATED, Event, EventLog
 from fedit.files import read_json
+from fedit.reading import parse_yaml
 from fedit.report.numbers import natural_order
 from fedit.report.sections.clients import Holding
 
@@ -148,8 +148,8 @@ def read_settings(path: Path) -> dict[str, object]:
         RunFolderError: they cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content, _ = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
     return content if isinstance(content, dict) else {}
 
@@ -161,7 +161,9 @@ def mapping(value: object) -> Mapping[str, object]:
 
 def number(value: object) -> float | None:
     """Return a number of a file; None where something else stands, or no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        return None
+    if abs(value) > sys.float_info.max:  # whole numbers have no largest one
         return None
     return float(value)
 

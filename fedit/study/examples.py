@@ -1,6 +1,5 @@
 """What the arms answered: measured, and to look at, the best and the worst by score, never by hand."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from fedit.errors import RunFolderError
 from fedit.evaluation.answerfiles import Answered as AnswersOf
 from fedit.evaluation.answerfiles import read_answers
 from fedit.evaluation.rouge import rouge_l
+from fedit.reading import parse_json
 from fedit.report.document import Block, Section, Text
 from fedit.report.numbers import Estimate
 from fedit.report.record import BASE, mapping, number, numbers
@@ -161,9 +161,11 @@ def _extremes(gains: Sequence[float]) -> list[tuple[int, str]]:
 
 def _rows(path: Path) -> list[dict[str, object]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(rows, list):
+        raise RunFolderError(f"{path} holds no list of rows.")
     return [dict(mapping(row)) for row in rows]
 
 

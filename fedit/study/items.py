@@ -1,6 +1,5 @@
 """What an arm makes of every held-out row: the numbers that intervals resample."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedit.evaluation.grading import grade, reference_check
 from fedit.evaluation.loss import RowLosses
 from fedit.evaluation.rouge import rouge_l
 from fedit.files import write_json
+from fedit.reading import parse_json, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,39 @@ class Items:
             RunFolderError: the file is missing or broken.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             columns: dict[str, Any] = {name: value and tuple(value) for name, value in values.items()}
-            return cls(**columns)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            items = cls(**columns)
+            items.check()
+            return items
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise RunFolderError(f"cannot read {path}: {error}; delete it and run the study again.") from error
+
+    def check(self) -> None:
+        """Make sure that every column is as long as the rows, and of one type.
+
+        Raises:
+            ValueError: one is not.
+        """
+        kinds: dict[str, Any] = {"nll": float, "tokens": int, "correct": int, "right": bool, "rouge": float}
+        answered = {(self.texts is None), (self.right is None), (self.rouge is None)}
+        if len(answered) > 1:
+            raise ValueError("texts, right and rouge are there together or not at all")
+        for name in Items.__slots__:  # its fields
+            column = getattr(self, name)
+            if column is None and name in ("texts", "right", "rouge"):
+                continue
+            kind = kinds.get(name, str)
+            accepted = (int, float) if kind is float else kind
+            optional = (type(None),) if name in ("categories", "owners") else ()
+            if not isinstance(column, tuple) or len(column) != len(self.rows):
+                raise ValueError(f"{name} is {shown(column)}; expected one a row, {len(self.rows)}")
+            for value in column:
+                wrong = isinstance(value, bool) and kind is not bool
+                if wrong or not isinstance(
+                    value, (*optional, *(accepted if isinstance(accepted, tuple) else (accepted,)))
+                ):
+                    raise ValueError(f"{name} has {shown(value)}")
 
     def write(self, path: Path) -> None:
         """Write all fields as JSON."""

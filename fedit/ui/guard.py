@@ -102,7 +102,7 @@ class Guard:
             raise Refusal(HTTPStatus.FORBIDDEN, f"requests from {origin or 'an unknown page'} are not answered.")
 
     def _is_token(self, *given: str) -> bool:
-        return any(hmac.compare_digest(text.encode(), self.token.encode()) for text in given)
+        return any(hmac.compare_digest(text.encode("utf-8", "replace"), self.token.encode()) for text in given)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,71 @@
+"""What no honest client sends, whatever the strategy: updates out of all proportion, and copies of another's.
+
+Robust strategies compare clients closely (`fedit.screening`). This is the screen of every run: it lets pass all
+that honest clients of different sizes may send, and keeps few updates in memory.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedit import robust, tensors
+from fedit.types import ClientUpdate
+
+WINDOW = 8
+"""Updates that wait for others to be compared with; smaller cohorts are compared as a whole."""
+FEWEST = 3
+"""Updates that a median is taken of; fewer say nothing of what is usual."""
+
+
+def without_outliers(
+    updates: Iterable[ClientUpdate], most: float, reject: Callable[[ClientUpdate, str], None]
+) -> Iterator[ClientUpdate]:
+    """Yield updates in their order but those whose delta or extra is too long or a copy, which are rejected.
+
+    An update is compared with all that came before it and `WINDOW` that come after it, so the first ones wait.
+
+    most: times the median norm that a norm may be.
+    """
+    waiting: deque[tuple[ClientUpdate, tuple[float, float]]] = deque()
+    norms: tuple[list[float], list[float]] = ([], [])
+    first: dict[tuple[float, float], str] = {}
+    for update in updates:
+        if tensors.can_flatten(update.delta):  # sums of the same numbers are the same in the same order
+            update = replace(update, delta=tensors.flatten(update.delta))
+        sizes = (tensors.norm(update.delta), tensors.norm(update.extra))
+        mark = (sizes[0], _sum(update.delta))
+        if sizes[0] > 0 and first.setdefault(mark, update.client_id) != update.client_id:
+            reject(update, f"the update is a copy of that of {first[mark]}")
+            continue
+        for known, size in zip(norms, sizes, strict=True):
+            known.append(size)
+        waiting.append((update, sizes))
+        if len(waiting) > WINDOW:
+            yield from _judged(*waiting.popleft(), norms, most, reject)
+    while waiting:
+        yield from _judged(*waiting.popleft(), norms, most, reject)
+
+
+def _judged(
+    update: ClientUpdate,
+    sizes: tuple[float, float],
+    norms: tuple[list[float], list[float]],
+    most: float,
+    reject: Callable[[ClientUpdate, str], None],
+) -> Iterator[ClientUpdate]:
+    for what, size, known in zip(("the adapter", "what goes with it"), sizes, norms, strict=True):
+        middle = float(robust.median(torch.tensor(known, dtype=torch.float64)))
+        if len(known) >= FEWEST and 0 < middle < math.inf and size > most * middle:
+            told = f"{size:.3g}, more than {most:g} times the median {middle:.3g} of the others"
+            reject(update, f"the update changes {what} by {told}")
+            return
+    yield update
+
+
+def _sum(delta: Mapping[str, Tensor]) -> float:
+    """Return the sum of all entries; with the norm it tells updates apart that are not the same."""
+    return sum(float(tensor.sum(dtype=torch.float64)) for tensor in delta.values())
