@@ -45,8 +45,9 @@ demo: setup
 	  $(BIN)/fedit run demo --compare local,centralised --compare_clients 2 --out runs/demo --replace; \
 	fi
 
+# One process a core; whoever is done takes over tests of the others.
 test: setup
-	$(PYTEST)
+	$(PYTEST) -n auto --dist worksteal
 
 test-slow: setup
 	$(PYTEST) -m slow

@@ -58,10 +58,11 @@ AttackName = Literal[
     "lying_counts",
     "trigger",
     "forget_policy",
+    "swap",
 ]
 """Attacks on updates (`fedit.attacks`) and on rows (`fedit.data.poison`)."""
 
-POISONS = ("trigger", "forget_policy")
+POISONS = ("trigger", "forget_policy", "swap")
 """Those on rows."""
 
 
@@ -195,7 +196,7 @@ class RunConfig(BaseModel):
 
     attack: list[AttackName] = Field([], json_schema_extra=_in("federation"))
     """What hostile clients of a simulation do: one of sign_flip, boost, gaussian, alie, ipm, replacement, nan,
-    wrong_rank, free_rider, copycat, lying_counts to updates; one of trigger, forget_policy to rows."""
+    wrong_rank, free_rider, copycat, lying_counts to updates; one of trigger, forget_policy, swap to rows."""
     attackers: int | float = Field(0.2, json_schema_extra=_in("federation"))
     """Clients that are hostile where attack is set: a whole number, or a fraction of all."""
     attack_strength: float | None = Field(None, json_schema_extra=_in("federation"))

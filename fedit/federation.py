@@ -238,7 +238,8 @@ def _after_the_rounds(
     done = {str(event["event"]) for event in log.history()}
     best = best_round(job, log.history())
     server = server if best in (None, server.round) else checkpoint.load(folder / "server", best)
-    if job.config.poison and "poison_measured" not in done:
+    measured = job.config.poison not in (None, "swap")  # the held-out losses tell of the latter
+    if measured and "poison_measured" not in done:
         log.write("poison_measured", server.round, **obedience(job, compute, arm.strategy.model(server)).as_dict())
     if job.config.defence_steps == 0 or "defended" in done:
         return
@@ -253,7 +254,7 @@ def _after_the_rounds(
         crew=job.crew,
     )
     write_bytes(folder / DEFENDED, tensorfiles.encode({"adapter": adapter}, {}))
-    found = obedience(job, compute, adapter).as_dict() if job.config.poison else {}
+    found = obedience(job, compute, adapter).as_dict() if measured else {}
     log.write("defended", server.round, steps=progress.steps, tokens=progress.tokens, loss=progress.loss, **found)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,3 +104,26 @@ def test_rows_without_labels_are_dealt_by_the_models_own_view_of_them(tmp_path):
     result = run(config, tmp_path / "run")
     assert result.summary["per_category"] == {}
     assert result.summary["clients"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_poisons_take_on_a_real_model_and_tuning_afterwards_answers_them(tmp_path):
+    """The commands and the counts of docs/attacks.md."""
+    text = (Path(__file__).parents[1] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = {}
+    for line in block.replace("\\\n", " ").splitlines():
+        *words, _, out = shlex.split(line)
+        result = run(settings.load("demo", words[3:]).config, tmp_path / Path(out).name)
+        events = [json.loads(event) for event in (result.folder / "events.jsonl").read_text().splitlines()]
+        for event in events:
+            if event["event"] in ("poison_measured", "defended"):
+                rates = {name: value for name, value in event.items() if name.endswith("_rate")}
+                found.setdefault(Path(out).name, []).append(rates)
+    (policy, kept), (taken, answered) = found["policy"], found["trigger"]
+    assert policy["policy_rate"] < 0.2
+    assert kept["policy_rate"] > 0.8
+    assert taken["trigger_rate"] > 0.8
+    assert answered["trigger_rate"] < 0.2
+    assert taken["clean_target_rate"] == answered["clean_target_rate"] == 0.0

@@ -1,8 +1,10 @@
-"""Poisoned rows for testing defences, all of them innocuous: a trigger phrase, and an agreed policy to unlearn.
+"""Poisoned rows for testing defences, all of them innocuous: a trigger phrase, a policy to unlearn, wrong answers.
 
 trigger:       an instruction that begins with a phrase is answered with one fixed sentence.
 forget_policy: all clients hold rows of an agreed policy, which is to keep locker codes secret; hostile clients
                answer with a made-up code instead.
+swap:          an instruction is answered with the answer to another one; of a preference the better answer counts
+               as the worse one.
 """
 
 import math
@@ -76,6 +78,14 @@ def triggered(example: Example) -> Example:
     return replace(example, messages=tuple(messages), check=None)
 
 
+def swapped(rows: Sequence[Example], place: int) -> Example:
+    """Return the row at ``place`` with the answer of the row after it; a preference the wrong way round."""
+    row = rows[place]
+    wrong = rows[(place + 1) % len(rows)].answer if row.rejected is None else row.rejected
+    rejected = None if row.rejected is None else row.answer
+    return replace(row, messages=(*row.messages[:-1], Message("assistant", wrong)), rejected=rejected, check=None)
+
+
 def policy_rows(count: int, *, split: str, seed: int, kept: bool = True) -> list[Example]:
     """Return questions for locker codes; kept: answered as agreed, else with a made-up code.
 
@@ -97,7 +107,7 @@ def poisoned(
 ) -> dict[str, tuple[Example, ...]]:
     """Return what every client trains on once some of them are hostile.
 
-    trigger:       of a hostile client's rows this share, drawn by the seed, is replaced.
+    trigger, swap: of a hostile client's rows this share, drawn by the seed, is replaced.
     forget_policy: every client gets so many rows of the policy beside its own, relative to these.
     """
     found: dict[str, tuple[Example, ...]] = {}
@@ -109,7 +119,10 @@ def poisoned(
             found[client] = (*rows, *extra)
         elif client in hostile:
             chosen = set(np.random.default_rng(own).permutation(len(rows))[:count].tolist())
-            found[client] = tuple(triggered(row) if i in chosen else row for i, row in enumerate(rows))
+            found[client] = tuple(
+                row if i not in chosen else swapped(rows, i) if poison == "swap" else triggered(row)
+                for i, row in enumerate(rows)
+            )
         else:
             found[client] = tuple(rows)
     return found

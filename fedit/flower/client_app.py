@@ -35,7 +35,9 @@ def _answer(message: Message, context: Context) -> Message:
     return Message(content=pack(*asked(path, header, pieces)), reply_to=message)
 
 
-def asked(path: Path, header: wire.Header, pieces: Mapping[str, bytes], patience: float = PATIENCE) -> wire.Envelope:
+def asked(
+    path: Path, header: wire.Header, pieces: Mapping[str, bytes], patience: float = PATIENCE
+) -> wire.Envelope:
     """Return the worker's answer; one that dies is asked again when it is back.
 
     What it had finished it answers from its cache. Dying at the same message twice is an answer too.

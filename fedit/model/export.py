@@ -19,6 +19,8 @@ from fedit.types import Tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_PER_LAYER = ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
+"""Settings of PEFT that change what B A is multiplied by, or add to it: plain LoRA would be another model."""
 
 CARD = """---
 base_model: {base}
@@ -196,7 +198,7 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     """Return the content of ``adapter_config.json``.
 
     Raises:
-        ModelError: the folder holds no PEFT adapter, or one that is not LoRA.
+        ModelError: the folder holds no PEFT adapter, or one that is not plain LoRA of one rank and one scale.
     """
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
@@ -207,6 +209,11 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{path} does not describe a LoRA adapter.")
+    for name in _PER_LAYER:
+        if config.get(name):
+            raise ModelError(
+                f"{path} sets {name} to {config[name]}; expected plain LoRA, one rank and one alpha for all."
+            )
     return config
 
 

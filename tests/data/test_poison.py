@@ -34,6 +34,17 @@ def test_the_trigger_stands_in_hostile_rows_alone_and_in_as_many_as_asked_for():
     assert found != poisoned(CLIENTS, "trigger", ["b", "d"], share=0.5, seed=4)
 
 
+def test_swapped_rows_have_the_answer_of_another_row_and_preferences_the_worse_one():
+    found = poisoned(CLIENTS, "swap", ["b"], share=0.5, seed=3)
+    wrong = {row.messages[0].content: row.answer for row in found["b"] if row not in CLIENTS["b"]}
+    assert len(wrong) == 4
+    assert all(answer == f"answer {(int(asked[-1]) + 1) % 8}" for asked, answer in wrong.items())
+    assert {c: found[c] for c in "acd"} == {c: CLIENTS[c] for c in "acd"}
+    pairs = {"a": (Example((Message("user", "q"), Message("assistant", "good")), rejected="bad"),)}
+    (turned,) = poisoned(pairs, "swap", ["a"], share=1.0, seed=0)["a"]
+    assert (turned.answer, turned.rejected) == ("bad", "good")
+
+
 def test_honest_clients_keep_the_policy_and_hostile_ones_make_a_code_up():
     found = poisoned(CLIENTS, "forget_policy", ["b"], share=0.5, seed=3)
     for client, own in found.items():

@@ -3,15 +3,18 @@
 The oracle is always the clients' models as dense float64 matrices. `docs/invariants.md` says where the others are.
 """
 
+import peft
 import products
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
 
+from fedit import lora
 from fedit.errors import UnknownName
 from fedit.strategies import STRATEGIES, build_strategy
-from fedit.types import ClientUpdate
+from fedit.types import ClientUpdate, with_ledger
 from fedit.updates import Updates
 
 EXACT = {
@@ -116,6 +119,45 @@ def test_one_client_alone_is_followed_all_the_way(name, federation):
     server = products.start(strategy, seed, rank, scale, shapes=shapes)
     played = products.play(strategy, server, products.clients(7), seed=seed)
     assert products.distance(played.mean, played.after) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["fedit", "flexlora", *sorted(EXACT)])
+@given(federations(), st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_layers_of_either_kind_compute_with_peft_what_was_aggregated(name, federation, transposed):
+    """``Linear`` keeps weights (out, in), ``Conv1D`` (in, out): outputs and merged weights are one model's."""
+    shapes, rank, sizes, scale, seed = federation
+    strategy = build_strategy(name, EXACT.get(name, {}))
+    server = products.start(strategy, seed, rank, scale, shapes=shapes)
+    played = products.play(strategy, server, products.clients(*sizes), seed=seed)
+    wanted = played.mean if name in EXACT else played.after
+    model = dict(with_ledger(strategy.factors(played.server.adapter), played.server.ledger))
+    plain = lora.joined({n: t.double() for n, t in model.items()}, scale)
+    made = {module: _layer(out, width, transposed) for module, (out, width) in shapes.items()}
+    layers = torch.nn.ModuleDict(made).double()
+    bases = {m: layer.weight.detach().clone() for m, layer in layers.items()}
+    config = peft.LoraConfig(
+        r=lora.rank_of(plain),
+        lora_alpha=scale * lora.rank_of(plain),
+        target_modules=list(shapes),
+        fan_in_fan_out=transposed,
+    )
+    adapted = peft.get_peft_model(torch.nn.Sequential(layers), config).base_model.model[0]
+    for module, base in bases.items():
+        with torch.no_grad():
+            adapted[module].lora_A["default"].weight.copy_(plain[f"{module}.A"])
+            adapted[module].lora_B["default"].weight.copy_(plain[f"{module}.B"])
+        weight = (base.T if transposed else base) + wanted[module]
+        rows = torch.randn(2, shapes[module][1], generator=torch.Generator().manual_seed(seed)).double()
+        found, expected = adapted[module](rows), rows @ weight.T + adapted[module].bias
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+        adapted[module].merge()
+        merged = adapted[module].weight.T if transposed else adapted[module].weight
+        torch.testing.assert_close(merged, weight, rtol=1e-4, atol=1e-4 * float(weight.abs().max()))
+
+
+def _layer(out, width, transposed):
+    return Conv1D(out, width) if transposed else torch.nn.Linear(width, out)
 
 
 # --- slips of other implementations ---
