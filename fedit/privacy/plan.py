@@ -73,10 +73,17 @@ def plan(config: RunConfig) -> Plan:
 
     if client_level(config) is None:
         raise ConfigError(f"privacy is {config.privacy}; a plan needs privacy=client and privacy_options.")
-    job = prepare(config)
+    # A limit that not even one round keeps to is what a plan has to say, not what keeps it from being made.
+    limit = (
+        {} if "epsilon" in config.privacy_options else {"max_epsilon": config.privacy_options.get("max_epsilon")}
+    )
+    free = {name: value for name, value in config.privacy_options.items() if name not in limit}
+    job = prepare(config.model_copy(update={"privacy_options": free}))
     model = empty_model(job.source)
     shapes = adapted_shapes(model, choose_targets(model, job.config.lora_target_modules))
-    return plan_of(job.config, job.strategy, len(job.seen), shapes, job.config.rank)
+    given = {name: value for name, value in limit.items() if value is not None}
+    config = job.config.model_copy(update={"privacy_options": {**job.config.privacy_options, **given}})
+    return plan_of(config, job.strategy, len(job.seen), shapes, config.rank)
 
 
 def plan_of(
