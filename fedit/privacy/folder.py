@@ -6,6 +6,7 @@ from fedit.errors import RunFolderError
 from fedit.events import EventLog
 from fedit.privacy.ledger import FILE, Ledger
 from fedit.privacy.report import Statement, stated
+from fedit.privacy.spending import most_spent
 
 
 def statement_of(folder: Path) -> Statement:
@@ -21,12 +22,14 @@ def statement_of(folder: Path) -> Statement:
     if not isinstance(promised, dict):
         return stated({})
     ledger = Ledger(folder / FILE, float(promised["delta"]))
-    spent = ledger.spent()
+    examples = promised.get("level") == "example"
+    spent = most_spent(ledger) if examples else ledger.spent()
+    charged = max(map(ledger.steps, ledger.units()), default=0) if examples else ledger.steps()
     own = {
         **promised,
         "epsilon": spent.value,
         "epsilon_rdp": spent.rdp,
-        "rounds": ledger.steps(),
+        "rounds": charged,
         "budget_spent": any(event["event"] == "budget_spent" for event in events),
     }
     baselines = [path.parent.name for path in sorted(folder.glob("arms/*/events.jsonl"))]

@@ -17,6 +17,10 @@ _CLIENT = (
     "What any one client contributed, all of its rows together, cannot be told from the models of this run beyond "
     "what epsilon and delta allow, provided that the server clips and adds noise as it should."
 )
+_EXAMPLE = (
+    "Any one example of a client cannot be told from what the client sends, not even by the server, beyond what "
+    "epsilon and delta allow."
+)
 _SAMPLING = {
     "poisson": "each client by a secret coin of its own, which counts in its favour",
     "without_replacement": "so many of all without replacement, secretly; accounted for as replacing a client",
@@ -51,6 +55,8 @@ def stated(privacy: Mapping[str, object], *, baselines: Sequence[str] = ()) -> S
     privacy:   what its summary says under that name; empty: nothing was promised.
     baselines: arms beside the federation, which are trained without any protection.
     """
+    if privacy.get("level") == "example":
+        return _examples(privacy)
     if privacy.get("level") != "client":
         return Statement(_PLAIN, [("Differential privacy", "none", "")], [])
     epsilon, rdp, delta = (_number(privacy.get(name)) for name in ("epsilon", "epsilon_rdp", "delta"))
@@ -80,6 +86,42 @@ def stated(privacy: Mapping[str, object], *, baselines: Sequence[str] = ()) -> S
         ),
     ]
     return Statement(_CLIENT, guarantees, [*_limits(epsilon), *_released_beside(baselines)])
+
+
+def _examples(privacy: Mapping[str, object]) -> Statement:
+    """Return what can be stated where clients protect each of their examples; rounds are then steps."""
+    epsilon, rdp, delta = (_number(privacy.get(name)) for name in ("epsilon", "epsilon_rdp", "delta"))
+    guarantees = [
+        (
+            "Differential privacy of examples",
+            f"epsilon {epsilon:.3g} at delta {delta:.3g}",
+            f"of the client whom it cost most, over {privacy.get('rounds')} steps at the most; {rdp:.3g} by the "
+            "looser accountant (RDP)",
+        ),
+        ("Two clients that look alike", str(privacy.get("neighbours")), "neighbouring relation"),
+        (
+            "Noise",
+            f"{_number(privacy.get('noise_multiplier')):.4g} times the clip norm",
+            f"clip norm {_number(privacy.get('clip_norm')):.4g}, over all trained factors of an example's gradient",
+        ),
+        (
+            "Steps draw examples",
+            str(privacy.get("reason")),
+            f"rate {_number(privacy.get('rate')):.4g} at most",
+        ),
+    ]
+    unprotected = [
+        "a client as a whole: what many of its examples have in common is learnt.",
+        "how many examples a client has, and how long its steps take.",
+        "held-out and validation rows: scores on them are released as they are.",
+        "the deal of rows that a simulation writes down (partition*.json, pictures of it): leave it out of what "
+        "you publish.",
+        "other runs on the same rows, tuning included: what they spend adds up.",
+        "anything against poisoning: noise is no defence.",
+    ]
+    if math.isinf(epsilon):
+        unprotected.insert(0, "anything: without noise epsilon is unbounded.")
+    return Statement(_EXAMPLE, guarantees, unprotected)
 
 
 def _limits(epsilon: float) -> list[str]:
