@@ -151,8 +151,13 @@ def rank_and_alpha(config: Mapping[str, object], folder: Path) -> tuple[int, flo
         ModelError: they are no numbers.
     """
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    numbers = type(rank) is int and type(alpha) in (int, float)
-    if not numbers or not (0 < rank <= LARGEST_RANK and math.isfinite(alpha) and 0 < alpha <= sys.maxsize):
+    if (
+        not isinstance(rank, int)
+        or not isinstance(alpha, int | float)
+        or isinstance(rank, bool)
+        or isinstance(alpha, bool)
+        or not (0 < rank <= LARGEST_RANK and math.isfinite(alpha) and 0 < alpha <= sys.maxsize)
+    ):
         raise ModelError(
             f"{folder / CONFIG} has r {shown(rank)} and lora_alpha {shown(alpha)}; expected numbers above 0."
         )
