@@ -105,7 +105,7 @@ def _examples(privacy: Mapping[str, object]) -> Statement:
         (
             "Noise",
             f"{_number(privacy.get('noise_multiplier')):.4g} times the clip norm",
-            f"clip norm {_number(privacy.get('clip_norm')):.4g}, over all trained factors of an example's gradient",
+            f"clip norm {_number(privacy.get('clip_norm')):.4g}, over all factors of an example's gradient",
         ),
         (
             "Steps draw examples",
