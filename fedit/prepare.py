@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from fedit import seeds
 from fedit.config import RunConfig
 from fedit.corpus import for_objective, held_out_amount, load_corpus, without_empty_answers
+from fedit.data import DEPLOYMENT
 from fedit.data.canaries import with_canaries
 from fedit.data.check import refuse_if_nothing_learnt
 from fedit.data.examples import Corpus, Example, fingerprint, row_id
-from fedit.data.manifest import DEPLOYMENT, Partition, build
+from fedit.data.manifest import Partition, build
 from fedit.data.pairs import tokenize_pairs
 from fedit.data.partition import find_scheme
 from fedit.data.templates import Template, get_template

@@ -24,7 +24,7 @@ HEAVY = (
 )
 FENCES = {
     "flwr": ("flower/",),
-    "cryptography": ("flower/certificates.py", "privacy/secagg/crypto.py"),
+    "cryptography": ("flower/certificates.py", "privacy/keystream.py", "privacy/secagg/crypto.py"),
     "peft": ("model/",),
     "datasets": ("data/sources.py",),
     "langdetect": ("evaluation/constraints/language.py",),

@@ -15,9 +15,6 @@ from fedit.data.split import clean, split
 from fedit.errors import DataError
 from fedit.reading import parse_json
 
-DEPLOYMENT = "deployment"
-"""The scheme of a partition whose clients keep their rows on machines of their own."""
-
 _FORMAT = "fedit-partition-1"
 _MADE_FROM = "use the data it was made from, or make a new partition in a new run."
 

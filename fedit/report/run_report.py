@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit.config import RunConfig
-from fedit.data.manifest import DEPLOYMENT
+from fedit.data import DEPLOYMENT
 from fedit.events import Event
 from fedit.privacy.report import Statement, stated
 from fedit.report.document import Block, Document, Fact, Facts, Headline, Note, Section, Text

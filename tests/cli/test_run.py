@@ -188,6 +188,8 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
         "poison_share": "attack",
         "personal_evaluation": "the launch of a run",
         "personal_steps": "personal_evaluation",
+        "secure_aggregation_options": "secure_aggregation",
+        "canaries_options": "canaries",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 

@@ -60,7 +60,10 @@ def audited(settings_of):
 
 
 def test_a_site_is_one_client_of_its_own_name(worker, config):
-    assert worker.answer(question(config), {})[0] == {"clients": [{"client_id": "hospital-a", "num_examples": 20}]}
+    assert worker.answer(question(config), {})[0] == {
+        "site": "hospital-a",
+        "clients": [{"client_id": "hospital-a", "num_examples": 20}],
+    }
 
 
 def test_a_site_may_hold_many_clients(settings_of, config):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedit.compute import Here
+from fedit.data import DEPLOYMENT
 from fedit.data.manifest import Partition
 from fedit.errors import ConfigError, RunFolderError
 from fedit.events import EventLog
@@ -32,8 +33,6 @@ from fedit.report.write import write_report
 from fedit.runfolder import only_worker, read_identity, read_summary
 
 FORMAT = "fedit-audit-1"
-DEPLOYMENT = "deployment"
-"""Scheme of a partition whose rows are at the sites."""
 
 Say = Callable[[str], None]
 

@@ -1,7 +1,7 @@
 """Who masks with whom: a random regular graph, and how many neighbours are enough (ePrint 2020/704, section 3)."""
 
+import hashlib
 import math
-import random
 from collections.abc import Sequence
 from functools import cache
 
@@ -25,8 +25,7 @@ def neighbours_of(clients: Sequence[str], degree: int, seed: int) -> dict[str, f
         return {client: frozenset(clients) - {client} for client in clients}
     if degree % 2:
         raise ValueError(f"a ring gives everybody an even number of neighbours, not {degree}")
-    ring = sorted(clients)
-    random.Random(seed).shuffle(ring)
+    ring = sorted(clients, key=lambda client: hashlib.sha256(f"{seed}/{client}".encode()).digest())
     steps = [step for half in range(1, degree // 2 + 1) for step in (half, -half)]
     return {own: frozenset(ring[(place + step) % count] for step in steps) for place, own in enumerate(ring)}
 
