@@ -102,12 +102,7 @@ def _examples(privacy: Mapping[str, object]) -> Statement:
         (
             "Noise",
             f"{_number(privacy.get('noise_multiplier')):.4g} times the clip norm",
-<<<<<<< HEAD
-            f"clip norm {_number(privacy.get('clip_norm')):.4g}, over all trained factors of an example's "
-            "gradient",
-=======
             f"clip norm {_number(privacy.get('clip_norm')):.4g}, over all factors of an example's gradient",
->>>>>>> f1ca6238441c7bc72862241396841d049eda3aa8
         ),
         (
             "Steps draw examples",
