@@ -42,7 +42,15 @@ class Arithmetic:
             size = self.sizes[number]
             loss = 1.0 + (number * 7 + task.round) % 5
             metrics = {"loss": loss, "tokens": 100.0, "steps": float(task.training.steps or 0)}
-            update = ClientUpdate(task.client_id, task.round, size, float(size), delta, metrics=metrics)
+            update = ClientUpdate(
+                task.client_id,
+                task.round,
+                size,
+                float(size),
+                delta,
+                metrics=metrics,
+                scale=task.broadcast.scale or 1.0,
+            )
             spoil = self.spoil.get((task.round, task.client_id))
             yield spoil(update) if spoil else update
 

@@ -1,6 +1,5 @@
 """The audit of a finished run: every model beside the rows and secrets that it may have learnt by heart."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from fedit.privacy.audit.shadows import Plan, plan, shadow_confidence
 from fedit.privacy.audit.subjects import Subject, subjects_of
 from fedit.privacy.ledger import FILE as LEDGER
 from fedit.privacy.ledger import Ledger
+from fedit.reading import parse_json
 from fedit.report.record import AUDIT
 from fedit.report.run_report import run_report
 from fedit.report.write import write_report
@@ -83,7 +83,10 @@ def audit(folder: Path, options: AuditOptions, say: Say = lambda text: None) -> 
 def _check_canaries(job: Job, folder: Path) -> None:
     """Make sure that the canaries which the settings give are those that were planted."""
     path = folder / CANARIES
-    planted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        planted = parse_json(path.read_bytes()) if path.is_file() else []
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged: {error}") from error
     if planted != [canary.as_dict() for canary in job.canaries]:
         raise RunFolderError(f"{path} does not hold the canaries that the run's settings give; start a new run.")
 

@@ -98,10 +98,12 @@ def epsilon_bound(
         if promise[at] <= best:
             continue
         best = float(promise[at])
+        # Half way to the next score below: other rows of the same kind may lie a little lower.
+        cut = cuts[at] if at == 0 else (cuts[at - 1] + cuts[at]) / 2
         judged, against = (judge_in, judge_out) if sign > 0 else (judge_out, judge_in)
         tail = (1 - level) / 2
-        low, _ = clopper_pearson(int((judged * sign >= cuts[at]).sum()), len(judged), tail)
-        _, high = clopper_pearson(int((against * sign >= cuts[at]).sum()), len(against), tail)
+        low, _ = clopper_pearson(int((judged * sign >= cut).sum()), len(judged), tail)
+        _, high = clopper_pearson(int((against * sign >= cut).sum()), len(against), tail)
         bound = float(_log_ratio(np.array([low]), np.array([high]), delta)[0])
     return max(bound, 0.0)
 
