@@ -19,6 +19,7 @@ OURS = {
     "fedit.report.summary": "what the same run wrote, whose log decides",
     "fedit.data.encoding": "a tokenizer that the tokenizers library has read",
     "fedit.flower.server_app": "settings that fedit deploy sent, validated by their model",
+    "fedit.privacy.secagg.members": "what a client wrote for itself of a round that is under way",
     "fedit.privacy.audit.run": "canaries, compared as a whole with those that the settings give",
     "fedit.ui.arms": "the first line of a log, every error of which is a missing name",
     "fedit.evaluation.constraints.kinds": "whether an answer is JSON; goes through the target checks",
