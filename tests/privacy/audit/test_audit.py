@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from tiny import write_rows
@@ -171,66 +170,9 @@ def test_what_cannot_be_audited_is_refused(tmp_path, make_config):
 # --- what was learnt by heart, and what privacy leaves of it ---
 
 
-def write_secrets(path, count, seed):
-    """Write rows whose answers nobody can guess."""
-    rng = np.random.default_rng(seed)
-    texts = ["".join(chr(97 + c) for c in rng.integers(26, size=14)) for _ in range(count)]
-    path.write_text(
-        "".join(json.dumps({"instruction": f"word {i}", "output": t}) + "\n" for i, t in enumerate(texts))
-    )
-
-
-def toy(folder, tiny, seed, **changes):
-    """Run and audit two clients of few rows that train long; return the final model's findings and the claim."""
-    write_secrets(folder / "rows.jsonl", 120, seed)
-    job = {"model": str(tiny), "dataset": str(folder / "rows.jsonl"), "num_clients": 2, "num_rounds": 3,
-           "local_steps": 30, "held_out": 0.5, "canaries": 2, "canaries_options": {"repetitions": [16]},
-           "learning_rate": 0.03, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear",
-           "seed": seed, "batch_size": 32, "weighting": "uniform", "selection": "poisson"}  # fmt: skip
-    run(settings.from_values({**TINY, **job, **changes}, "test"), folder / "run")
-    content = audit(folder / "run", AuditOptions(references=128, rounds=1))
-    return content["models"][-1], content["claim"]
-
-
 def test_too_few_rows_say_nothing(audited):
     config, *_ = audited
     job = assemble(config, num_threads=1)
     few = compared(job, [row_id(row) for row in job.clients["client-0"][:9]], 40)
     assert too_few(few).startswith(f"only {len(few.members)} rows")
     assert too_few(compared(job, [row_id(row) for row in job.corpus.examples], 40)) is None
-
-
-@pytest.mark.slow
-def test_privacy_hides_what_is_learnt_by_heart_without_it(tmp_path, tiny, monkeypatch):
-    pytest.importorskip("dp_accounting", reason="needs fedit[privacy]")
-    monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
-    only_numbers(monkeypatch)
-    monkeypatch.setattr("fedit.privacy.audit.run.write_report", lambda *args, **options: None)
-    budget = 0.25
-    hidden = {"privacy": "client", "privacy_options": {"clip_norm": 1.0, "epsilon": budget}}
-    plain, private = [], []
-    for seed in range(5):
-        for found, name, changes in ((plain, "plain", {}), (private, "private", hidden)):
-            (tmp_path / f"{name}-{seed}").mkdir()
-            found.append(toy(tmp_path / f"{name}-{seed}", tiny, seed, **changes))
-
-    def of(models, name):
-        return np.array([model["membership"]["scores"]["reference"][name]["value"] for model, _ in models])
-
-    def bounds(models):
-        return np.array([model["membership"]["scores"]["reference"]["epsilon_lower_bound"] for model, _ in models])
-
-    def exposure(models):
-        return np.array([model["canaries"]["by_repetitions"][0]["exposure_mean"] for model, _ in models])
-
-    assert (of(plain, "auc") > 0.9).all()
-    assert exposure(plain) == pytest.approx(np.full(5, np.log2(128)))
-    assert (bounds(plain) > budget).all()
-    assert all(claim is None for _, claim in plain)
-
-    assert of(private, "auc").mean() < 0.65
-    assert exposure(private).mean() < 4
-    claims = np.array([claim["epsilon"] for _, claim in private])
-    assert (claims <= budget + 1e-6).all()
-    # Each bound holds at 95 %: one of five may exceed the claim by chance, two hardly.
-    assert (bounds(private) > claims).sum() <= 1
