@@ -203,8 +203,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Running"]:
     deployment = create(folder / "d", ["a", "b"], "127.0.0.1", free_port(), insecure=False)
     (folder / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "SERVER_APP", "standin_apps:server")
-        patch.setattr(control, "CLIENT_APP", "standin_apps:client")
+        patch.setattr(connection, "SERVER_APP", "standin_apps:server")
+        patch.setattr(connection, "CLIENT_APP", "standin_apps:client")
         it = Running(deployment, folder)
         try:
             it.start_server()
