@@ -51,13 +51,14 @@ def serve(config: dict, pids: list[int]) -> None:
     """Be a server's half whose behaviour is in its name: a round per whole run, with what a run folder has."""
     folder = Path(str(config["folder"]))
     folder.mkdir(parents=True, exist_ok=True)
+    resumed = (folder / "run.json").is_file()
     (folder / "run.json").write_text("{}")
     (folder / "config.json").write_text(json.dumps(config))
     name = str(config["name"])
-    sys.stdout.write(f"run {name}, resumed: {config['resume']}\n")
-    if name.startswith("fails") or (name.startswith("crashes") and not config["resume"]):
+    sys.stdout.write(f"run {name}, resumed: {resumed}\n")
+    if name.startswith("fails") or (name.startswith("crashes") and not resumed):
         raise ValueError(f"{name} as it was told")
-    if name.startswith("waits") and not config["resume"]:
+    if name.startswith("waits") and not resumed:
         write(
             folder,
             {"event": "round", "round": 1, "cohort": [], "train_loss": 2.0, "bytes_up": 10, "bytes_down": 20},

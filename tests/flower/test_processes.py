@@ -283,9 +283,6 @@ class Running:
             end_leftovers({c: {"pid": p, "born": born(p)} for c, p in self.pids(name).items()})
 
 
-@pytest.mark.skip(
-    reason="its stand-in run does not end since commands connect in a module of their own; see test_acceptance"
-)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -304,7 +301,6 @@ class TestWithFlower:
             "held_out": str(running.folder / "rows.jsonl"),
             "deadline": 0.0,
             "sites": 1,
-            "resume": False,
         }
         (answers,) = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         assert answers["pids"] == [running.pids("a")["worker"]]
@@ -315,7 +311,8 @@ class TestWithFlower:
         running.submit("crashes")
         wait_for(lambda: running.run("crashes").state == "finished")
         assert running.run("crashes").starts == 2
-        assert json.loads((running.deployment.runs / "crashes" / "config.json").read_text())["resume"] is True
+        told = "".join(control.logs(running.deployment, int(running.run("crashes").run_id)))
+        assert "run crashes, resumed: True" in told
 
     def test_a_run_that_gets_nowhere_is_given_up_with_its_reason(self, running: Running) -> None:
         running.submit("fails")
