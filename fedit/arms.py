@@ -1,5 +1,6 @@
 """The arms of a comparison: the federation, clients on their own, everything in one place."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,7 +13,6 @@ from fedit.pace.base import CohortRule, Pace
 from fedit.pacing import pace_of
 from fedit.prepare import check_strategy
 from fedit.privacy.client import ClientPrivacy
-from fedit.privacy.noise import secret
 from fedit.privacy.secagg.sealing import Securely
 from fedit.privacy.setup import client_privacy
 from fedit.strategies import build_variant
@@ -94,7 +94,7 @@ def federated(job: Job, strategy: str | None = None) -> Arm:
         members,
         chosen,
         # Draws that hide clients must not be known to them: the seed is no secret.
-        pace_of(job.config, chosen, list(members), tokens, secret() if private else None),
+        pace_of(job.config, chosen, list(members), tokens, secrets.randbits(256) if private else None),
         lambda round: job.training(),
         job.config.min_clients,
         job.transforms,

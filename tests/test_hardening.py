@@ -75,7 +75,7 @@ def test_a_client_keeps_its_state_in_its_own_folder(tmp_path):
     from fedit.types import ClientState
 
     store = ClientStore(tmp_path / "clients")
-    for name in ("../../outside", "/tmp/outside", "..", "a/../../b"):
+    for name in ("../../outside", "/outside", "..", "a/../../b"):
         store.write(name, 1, ClientState(1, {"m.A": torch.ones(1)}))
         assert store.read(name, 2).batches_seen == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clients"]

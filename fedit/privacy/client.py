@@ -1,7 +1,6 @@
 """Client-level differential privacy: what one client did cannot be told from the model (arXiv:1710.06963)."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -13,8 +12,8 @@ from fedit import tensors
 from fedit.errors import ConfigError
 from fedit.privacy.accounting import Epsilon
 from fedit.privacy.base import Level, Sampling
+from fedit.privacy.keystream import Keystream
 from fedit.privacy.ledger import Ledger
-from fedit.privacy.noise import Entropy, gaussian
 from fedit.types import ClientUpdate, ServerState, Tensors
 
 
@@ -68,19 +67,19 @@ class ClientPrivacy:
     """Client-level privacy in a federation: seals its cohorts, and knows what their noised sums have cost.
 
     level:   with its noise known.
-    entropy: where noise comes from; another than the system's only in tests.
+    keystream: where noise comes from; one whose key is known only in tests.
 
     Raises:
         ConfigError: the options cannot work together.
     """
 
     def __init__(
-        self, level: ClientLevel, sampling: Sampling, ledger: Ledger, entropy: Entropy = os.urandom
+        self, level: ClientLevel, sampling: Sampling, ledger: Ledger, keystream: Keystream | None = None
     ) -> None:
         self.level = level
         self.sampling = sampling
         self.ledger = ledger
-        self.entropy = entropy
+        self.keystream = keystream or Keystream()
         self.noises = level.noises(sampling.expected)
         self._charge = sampling.charge(cast(float, level.noise_multiplier))
 
@@ -173,7 +172,7 @@ class ClientSeal:
         expected = self._privacy.sampling.expected
         for part in (self._delta, self._extra):
             if self.noise and not self._noised:
-                part.sums.add_(gaussian(part.layout.size, self._privacy.entropy), alpha=self.noise)
+                self._privacy.keystream.add_normal([part.sums], self.noise)
         return ClientUpdate(
             "mean", self._round, 0, expected, self._delta.over(expected), self._extra.over(expected)
         )
@@ -223,6 +222,6 @@ class ClientSeal:
         level = self._privacy.level
         if not level.adaptive:
             return self.clip_norm
-        noise = self._privacy.noises[1] * float(gaussian(1, self._privacy.entropy))
+        noise = self._privacy.noises[1] * float(self._privacy.keystream.normal(1))
         share = min(max((self._unclipped + noise) / self._privacy.sampling.expected + 0.5, 0.0), 1.0)
         return self.clip_norm * math.exp(-level.clip_learning_rate * (share - level.quantile))

@@ -40,9 +40,15 @@ class Keystream:
         """Return which of ``count`` coins show heads, each with probability ``rate`` on its own."""
         return (self._numbers(count) < rate * 2.0**_BITS).nonzero().squeeze(1).tolist()
 
+    def normal(self, count: int) -> Tensor:
+        """Return independent draws of mean 0 and standard deviation 1, float64 (count,) on the CPU."""
+        drawn = torch.zeros(count, dtype=torch.float64)
+        self.add_normal([drawn], 1.0)
+        return drawn
+
     def add_normal(self, tensors: Sequence[Tensor], std: float) -> None:
         """Add independent Gaussian noise to contiguous tensors in place."""
-        for tensor in tensors:
+        for tensor in filter(torch.numel, tensors):
             for piece in tensor.view(-1).split(_CHUNK if tensor.device.type == "cpu" else 64 * _CHUNK):
                 piece.add_(self._normal(len(piece), piece.device), alpha=std)
 

@@ -1,6 +1,5 @@
 """What noise is worth, against published values, other accountants and closed forms; the ledger adds up."""
 
-import hashlib
 import json
 import math
 
@@ -11,20 +10,8 @@ pytest.importorskip("dp_accounting")
 
 from fedit.errors import ConfigError, RunFolderError
 from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon, epsilon_of
+from fedit.privacy.keystream import Keystream
 from fedit.privacy.ledger import Ledger
-from fedit.privacy.noise import gaussian, secret
-
-
-def seeded(name=b"noise"):
-    """Return random bytes that are the same in every run."""
-    state = [0]
-
-    def entropy(count):
-        state[0] += 1
-        return hashlib.shake_256(name + str(state[0]).encode()).digest(count)
-
-    return entropy
-
 
 # (noise, rate, rounds, delta), epsilon by PLD (dp-accounting 0.6.0), by PRV (Opacus 1.6.0), by RDP. Where a budget
 # was given and the noise found for it by RDP, that noise has two digits.
@@ -116,12 +103,11 @@ def test_a_damaged_ledger_is_not_an_empty_one(tmp_path):
             Ledger(file)
 
 
-def test_noise_is_gaussian_and_comes_from_the_entropy_alone():
-    drawn = gaussian(200_001, seeded())
-    assert torch.equal(drawn, gaussian(200_001, seeded()))
+def test_noise_is_gaussian_and_comes_from_the_key_alone():
+    drawn = Keystream(bytes(32)).normal(200_001)
+    assert torch.equal(drawn, Keystream(bytes(32)).normal(200_001))
     assert float(drawn.mean()) == pytest.approx(0, abs=0.01)
     assert float(drawn.std()) == pytest.approx(1, abs=0.01)
     assert float((drawn.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.004)
     assert float((drawn**4).mean()) == pytest.approx(3, abs=0.1)
-    assert not torch.equal(gaussian(4), gaussian(4))
-    assert secret() != secret()
+    assert not torch.equal(Keystream().normal(4), Keystream().normal(4))

@@ -1,4 +1,4 @@
-"""The parts of secure aggregation: masks, shares, the graph, fixed point, noise, messages."""
+"""The parts of secure aggregation: masks, shares, the graph, fixed point, messages."""
 
 import itertools
 import json
@@ -14,7 +14,6 @@ from fedit.privacy.secagg import crypto, messages, shamir
 from fedit.privacy.secagg.encoding import FixedPoint
 from fedit.privacy.secagg.graph import enough_neighbours, least_shares, neighbours_of
 from fedit.privacy.secagg.messages import AskMasked, AskUnmask, Keys, Message, Shares
-from fedit.privacy.secagg.noise import gaussian
 from fedit.privacy.secagg.settings import SecureAggregation, build_secure_aggregation
 
 # --- masks ---
@@ -196,19 +195,6 @@ def test_a_lora_delta_of_a_realistic_cohort_is_exact_to_1e_4(weighed):
     expected = np.average(deltas.astype(np.float64), axis=0, weights=weights)
     error = np.linalg.norm(grid.decode(total) / sum(weights) - expected) / np.linalg.norm(expected)
     assert error < 1e-4 / 10
-
-
-# --- noise ---
-
-
-def test_parts_of_the_noise_add_up_to_the_noise_that_was_asked_for():
-    parts = [gaussian(50_001, 0.3, bytes([i] * 32)) for i in range(4)]
-    total = np.sum(parts, axis=0)
-    assert total.std() == pytest.approx(0.6, rel=0.02)
-    assert total.mean() == pytest.approx(0, abs=0.01)
-    assert (np.abs(total) < 0.6).mean() == pytest.approx(0.6827, abs=0.01)
-    assert np.corrcoef(parts[0][:25000], parts[0][25001:50001])[0, 1] == pytest.approx(0, abs=0.03)
-    assert not np.array_equal(gaussian(4, 1.0), gaussian(4, 1.0))
 
 
 # --- messages and settings ---
