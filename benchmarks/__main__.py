@@ -36,11 +36,8 @@ def main() -> None:
             measure.say(f"going on with {len(run.kept)} measurements of an interrupted run, in {FILE}")
     model = resolve_model(MODEL).path
     with tempfile.TemporaryDirectory() as folder:
-        pool, origin = rows.pool(model)
-        chosen = rows.representative(pool, arguments.tokens)
-        rows.write(chosen, Path(folder) / "rows.jsonl")
-        request = {"model": str(model), "rows": str(Path(folder) / "rows.jsonl"), "threads": 1}
-        print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {origin}: {rows.describe(chosen)}")
+        chosen, request, said = rows.prepared(model, arguments.tokens, Path(folder))
+        print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {said}")
         limits = measure.limits(request)
         needed = needed_for(chosen, model)
         if arguments.quick:

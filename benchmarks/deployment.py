@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ import psutil
 import yaml
 
 from benchmarks.history import machine
+from benchmarks.runner import Watch
 from benchmarks.wire import Relay
 
 SITES = ("a", "b", "c")
@@ -55,26 +55,16 @@ def say(text: str) -> None:
 
 
 @dataclass
-class Memory:
-    """The most resident bytes that a process of each kind has held, looked at five times a second."""
+class Memory(Watch):
+    """The most resident bytes that a process of each kind has held."""
 
     roots: list[int]
     peaks: dict[str, int] = field(default_factory=dict)
-    _done: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> "Memory":
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.2):
-            for root in self.roots:
-                self._look(root)
+    def look(self) -> None:
+        """Keep what every process holds now, if it is more."""
+        for root in self.roots:
+            self._look(root)
 
     def _look(self, root: int) -> None:
         try:

@@ -32,11 +32,8 @@ def main() -> None:
     started, load = time.time(), os.getloadavg()[0]
     model = resolve_model(MODEL).path
     with tempfile.TemporaryDirectory() as folder:
-        pool, origin = rows.pool(model)
-        chosen = rows.representative(pool, arguments.tokens)
-        rows.write(chosen, Path(folder) / "rows.jsonl")
-        request = {"model": str(model), "rows": str(Path(folder) / "rows.jsonl"), "threads": 1}
-        print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {origin}: {rows.describe(chosen)}\n")
+        _, request, said = rows.prepared(model, arguments.tokens, Path(folder))
+        print(f"{MODEL}, LoRA r={RANK} on {', '.join(TARGETS)}; {said}\n")
         pairs = points()
         once = {point.label: point for pair in pairs for point in pair}
         results = measure.throughput(list(once.values()), request, arguments.repeats)

@@ -26,6 +26,15 @@ def pool(model: Path) -> tuple[list[Row], str]:
     ), "synthetic rows of Dolly-like lengths (set FEDIT_DATA for Dolly's own)"
 
 
+def prepared(model: Path, tokens: int, folder: Path) -> tuple[list[Row], dict, str]:
+    """Write rows of about ``tokens`` tokens into ``folder``; return them, what scripts are asked, and words on them."""
+    everything, origin = pool(model)
+    chosen = representative(everything, tokens)
+    write(chosen, folder / "rows.jsonl")
+    request = {"model": str(model), "rows": str(folder / "rows.jsonl"), "threads": 1}
+    return chosen, request, f"{origin}: {describe(chosen)}"
+
+
 def dolly_rows(path: Path, model: Path) -> list[Row]:
     """Tokenise a seeded sample of Dolly with the peers' own (Alpaca's) template; only answers are supervised."""
     from transformers import AutoTokenizer

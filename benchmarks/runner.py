@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -25,15 +26,11 @@ class Failed(RuntimeError):
     """A measured process ended without a result."""
 
 
-@dataclass
-class Memory:
-    """The most resident bytes that a process tree has held, looked at ten times a second."""
+class Watch:
+    """Looks at processes ten times a second while its block runs; a subclass says at what."""
 
-    pid: int
-    peak: int = 0
-    _done: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> Self:
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -42,9 +39,24 @@ class Memory:
         self._done.set()
         self._thread.join()
 
+    def look(self) -> None:
+        """Look once."""
+
     def _watch(self) -> None:
         while not self._done.wait(0.1):
-            self.peak = max(self.peak, self._resident())
+            self.look()
+
+
+@dataclass
+class Memory(Watch):
+    """The most resident bytes that a process tree has held."""
+
+    pid: int
+    peak: int = 0
+
+    def look(self) -> None:
+        """Keep what is held now, if it is more."""
+        self.peak = max(self.peak, self._resident())
 
     def _resident(self) -> int:
         total = 0
