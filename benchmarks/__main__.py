@@ -50,7 +50,7 @@ def main() -> None:
             results = measure.throughput(points, request, arguments.repeats)
             sizes = measure.fixed_costs(["fedit", *PEERS], request)
             cores = measure.all_cores(PEERS, request)
-            curves = measure.curves(request, Path(folder), pool)
+            curves = measure.curves(request, Path(folder), rows.pool(model)[0])
         server = run("server", request)
     report.print_limits(limits, needed)
     report.print_throughput(results)

@@ -27,7 +27,7 @@ def pool(model: Path) -> tuple[list[Row], str]:
 
 
 def prepared(model: Path, tokens: int, folder: Path) -> tuple[list[Row], dict, str]:
-    """Write rows of about ``tokens`` tokens into ``folder``; return them, what scripts are asked, and words on them."""
+    """Write about ``tokens`` tokens of rows; return them, what scripts are asked of them, and words on them."""
     everything, origin = pool(model)
     chosen = representative(everything, tokens)
     write(chosen, folder / "rows.jsonl")
