@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch import Tensor
 from fedit import robust, tensors
 from fedit.types import ClientUpdate
 
-SAMPLED = 16
-"""Entries of a set that are looked at to tell a copy."""
+STRETCH = 1 << 16
+"""Entries that one number of an update's print is of."""
 WINDOW = 8
 """Updates that wait for others to be compared with; smaller cohorts are compared as a whole."""
 FEWEST = 3
@@ -39,7 +40,7 @@ def without_outliers(
         if tensors.can_flatten(update.delta):  # the same numbers in the same order
             update = replace(update, delta=tensors.flatten(update.delta))
         sizes = (_size(update.delta), _size(update.extra))
-        mark = (sizes[0], *_sample(update.delta))
+        mark = _print(update.delta)
         if sizes[0] > 0 and first.setdefault(mark, update.client_id) != update.client_id:
             reject(update, f"the update is a copy of that of {first[mark]}")
             continue
@@ -69,13 +70,32 @@ def _judged(
 
 
 def _size(held: Mapping[str, Tensor]) -> float:
-    """Return the norm as one fast pass gives it, which is enough to compare, and the same for the same set."""
-    pieces = [held.buffer] if isinstance(held, tensors.Flat) else held.values()
-    norms = [float(torch.linalg.vector_norm(p, dtype=torch.promote_types(p.dtype, torch.float32))) for p in pieces]
-    return math.hypot(*norms)
+    """Return the norm as one fast pass gives it, which is enough to compare."""
+    return math.hypot(*(float(torch.linalg.vector_norm(piece)) for piece in _pieces(held)))
 
 
-def _sample(held: Mapping[str, Tensor]) -> list[float]:
-    """Return some entries from all over; beside the norm they tell sets apart that are not the same."""
+def _print(held: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Return what two sets share that are the same, and no others.
+
+    Norms and sums will not do: after one step of Adam all entries are plus or minus the rate.
+    """
+    return tuple(number for piece in _pieces(held) for number in _projected(piece).tolist())
+
+
+def _projected(piece: Tensor) -> Tensor:
+    """Return the products of a vector's stretches with one fixed random vector."""
+    directions = _directions().to(piece)
+    whole = piece.numel() // STRETCH * STRETCH
+    rest = torch.dot(piece[whole:], directions[: piece.numel() - whole])
+    return torch.cat([piece[:whole].view(-1, STRETCH) @ directions, rest[None]])
+
+
+@cache
+def _directions() -> Tensor:
+    return torch.randn(STRETCH, generator=torch.Generator().manual_seed(0))
+
+
+def _pieces(held: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return all entries as vectors of at least float32."""
     pieces = [held.buffer] if isinstance(held, tensors.Flat) else list(held.values())
-    return [entry for p in pieces for entry in p.flatten()[:: max(p.numel() // SAMPLED, 1)][:SAMPLED].tolist()]
+    return [piece.flatten().to(torch.promote_types(piece.dtype, torch.float32)) for piece in pieces]

@@ -218,6 +218,17 @@ def test_a_copy_counts_once_and_what_nobody_moved_is_no_copy():
     ]
 
 
+def test_steps_of_one_size_in_other_directions_are_no_copies():
+    """One step of Adam moves every entry by plus or minus the rate: norms and sums of clients are the same."""
+    layout = {name: tensor.numel() for name, tensor in EXPECTED.items()}
+    steps = {name: torch.tensor([1e-3, -1e-3] * count)[:count] for name, count in layout.items()}
+    clients = [
+        replace(update(f"c{k}", 0.0), delta={n: t.roll(k).view(EXPECTED[n].shape) for n, t in steps.items()})
+        for k in range(2)
+    ]
+    assert len(list(Updates(clients, EXPECTED, most_norm=100.0))) == 2
+
+
 def test_two_updates_say_nothing_of_what_is_usual():
     one, other = usual(2)
     other = replace(other, delta={n: 1e6 * t for n, t in other.delta.items()})
