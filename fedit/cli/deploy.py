@@ -247,18 +247,22 @@ def logs(
 ) -> None:
     """Print what the server's half of a run printed. Logs of Flower's own programs lie in DIR/state."""
     _require("fedit deploy logs")
-    from fedit.flower import control
+    from fedit.flower import control, printed
     from fedit.flower.layout import Deployment
 
     deployment = Deployment.load(folder)
     job = control.find(deployment, run)
-    kept = control.saved_log(deployment, job.name)
+    kept = printed.kept(deployment, job.name)
     if kept.is_file():
         typer.echo(kept.read_text(encoding="utf-8"), nl=False)
-    if job.state == "active":
-        with suppress(KeyboardInterrupt):
-            for text in control.logs(deployment, job.run_id, follow=follow):
+    if job.state != "active":
+        return
+    with suppress(KeyboardInterrupt):
+        if follow:
+            for text in printed.follow(deployment, job.name):
                 typer.echo(text, nl=False)
+        else:
+            typer.echo(printed.printed(deployment, job.run_id), nl=False)
 
 
 @app.command("stop", epilog="Example: fedit deploy stop deployment my-job")

@@ -1,10 +1,7 @@
-"""What is asked of a deployment's SuperLink: register sites, start, list and stop runs, read their logs."""
+"""What is asked of a deployment's SuperLink: register sites, start, list and stop runs."""
 
 import itertools
 import json
-import queue
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any
 
 from fedit.config import RunConfig
 from fedit.errors import ConfigError
-from fedit.files import write_text
+from fedit.flower import printed
 from fedit.flower.connection import LinkError, address, bundle, connected, link_error
 from fedit.flower.jobs import Jobs, Submitted, check_name
 from fedit.flower.layout import Deployment
@@ -22,7 +19,6 @@ UNKNOWN_RUN, ALREADY_FINISHED, ALREADY_REGISTERED = 16, 18, 23
 """Flower's numbers of what it refuses."""
 NEVER_SEEN = "never seen"
 _MOST_RUNS = 1000
-_FIRST_LOG = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,41 +208,7 @@ def stop(deployment: Deployment, run_id: int) -> None:
             if refusal.code not in (UNKNOWN_RUN, ALREADY_FINISHED):
                 raise refusal from error
     for job in own:
-        save_log(deployment, job)
-
-
-def logs(deployment: Deployment, run_id: int, *, follow: bool = False) -> Iterator[str]:
-    """Yield what the server's half of a run printed.
-
-    follow: go on until the run ends; otherwise what is there now.
-
-    Raises:
-        LinkError: the SuperLink does not answer, or does not know the run.
-    """
-    from flwr.proto.control_pb2 import StreamLogsRequest
-
-    with connected(deployment) as client:
-        stream = client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0))
-        try:
-            if follow:
-                for part in stream:
-                    yield part.log_output
-            else:
-                yield from _first(part.log_output for part in stream)
-        except Exception as error:
-            raise link_error(deployment, error) from error
-
-
-def save_log(deployment: Deployment, job: Submitted) -> None:
-    """Keep what the server's half of a run printed, which a SuperLink forgets when it ends."""
-    try:
-        text = "".join(logs(deployment, job.run_id))
-    except LinkError:
-        return
-    path = saved_log(deployment, job.name)
-    if text:
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        write_text(path, f"{before}--- start {job.starts}\n{text}")
+        printed.keep(deployment, job)
 
 
 def find(deployment: Deployment, name: str) -> Submitted:
@@ -263,11 +225,6 @@ def find(deployment: Deployment, name: str) -> Submitted:
     raise ConfigError(f"there is no run '{name}' in {deployment.folder}. Runs: {known}.")
 
 
-def saved_log(deployment: Deployment, name: str) -> Path:
-    """Return the file that keeps what the ended starts of a run printed."""
-    return deployment.state / "jobs" / f"{name}.log"
-
-
 def free_name(deployment: Deployment, wanted: str) -> str:
     """Return a name that no run has, ``wanted`` if it can be."""
     jobs = jobs_of(deployment)
@@ -277,7 +234,7 @@ def free_name(deployment: Deployment, wanted: str) -> str:
 
 def jobs_of(deployment: Deployment) -> Jobs:
     """Return the jobs that were submitted to a deployment."""
-    return Jobs(deployment.state / "jobs")
+    return Jobs(deployment.state / printed.JOBS)
 
 
 def _start(deployment: Deployment, job: Submitted) -> int:
@@ -321,31 +278,6 @@ def _statuses(deployment: Deployment, states: dict[int, tuple[str, str]]) -> lis
             progress = replace(progress, rounds=rounds)
         found.append(RunStatus(job.name, job.run_id, state, reason, job.starts, progress))
     return found
-
-
-def _first(parts: Iterator[str]) -> Iterator[str]:
-    """Yield what a stream has now: it ends when nothing comes for a while."""
-    waiting: queue.Queue[str | Exception | None] = queue.Queue()
-
-    def read() -> None:
-        try:
-            for part in parts:
-                waiting.put(part)
-            waiting.put(None)
-        except Exception as error:
-            waiting.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            part = waiting.get(timeout=_FIRST_LOG)
-        except queue.Empty:
-            return
-        if isinstance(part, Exception):
-            raise part
-        if part is None:
-            return
-        yield part
 
 
 def _seconds(moment: str) -> float | None:

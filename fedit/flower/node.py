@@ -32,8 +32,8 @@ NOTE = 10.0
 """Seconds between two signs of life in ``node.json``."""
 LONGEST_WAIT = 5.0
 """Seconds between two looks whether the server can be reached."""
-FIRST_TRIES = 2
-"""Times that a SuperNode that was never let in tries: a server that was just started may not know its keys yet."""
+FIRST_PATIENCE = 30.0
+"""Seconds for which a SuperNode that was never let in tries: a new server may not know its keys yet."""
 JOINED = "SuperNode ID:"
 _REFUSED = re.compile(r"\[code: (\d+)\] (.+)")
 _NOT_ACTIVATED, _NO_KEY = 2004, 2001
@@ -68,7 +68,7 @@ class Node:
         self._executor: Kept | None = None
         self._worker_ready = self._worker_ever = False
         self._joined = self._ever_joined = False
-        self._refusals = 0
+        self._refused_since: float | None = None
         self._not_before = self._lingers_until = 0.0
         self._wait = 1.0
         self._outside = ""
@@ -156,7 +156,7 @@ class Node:
             self._node_died(child)
         elif not self._joined and JOINED in child.printed():
             self._joined = self._ever_joined = True
-            self._refusals, self._wait = 0, 1.0
+            self._refused_since, self._wait = None, 1.0
             self._write_now()
             self._journal.say("joined", f"site {self._site.name} has joined {self._site.server}")
         if self._executor is not None:
@@ -210,11 +210,11 @@ class Node:
         Raises:
             ConfigError: no waiting will change it.
         """
-        self._refusals += 1
         if code == _NOT_ACTIVATED:
             if (lingers := self._lingers_until - time.monotonic()) > 0:
                 return max(lingers, RETRY)
-            if self._ever_joined or self._refusals < FIRST_TRIES:
+            self._refused_since = self._refused_since or time.monotonic()
+            if self._ever_joined or time.monotonic() - self._refused_since < FIRST_PATIENCE:
                 return RETRY  # a server that was just started learns the keys in a moment
         if code in (_NOT_ACTIVATED, _NO_KEY):
             raise ConfigError(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedit.flower import control
+from fedit.flower import control, printed
 from fedit.flower.jobs import Submitted
 from fedit.flower.journal import Journal
 from fedit.flower.layout import Deployment
@@ -70,11 +70,11 @@ class Restarts:
                     job,
                     "failed",
                     reason,
-                    f"{text}. What it printed: {control.saved_log(self._deployment, job.name)}",
+                    f"{text}. What it printed: {printed.kept(self._deployment, job.name)}",
                 )
                 return
             if state != FORGOTTEN:
-                control.save_log(self._deployment, job)
+                printed.keep(self._deployment, job)
             pause = 2.0**in_vain if in_vain else 0.0
             self._again[job.name] = _Again(time.monotonic() + pause, in_vain, round)
             self._journal.say(
@@ -100,6 +100,6 @@ class Restarts:
             )
 
     def _end(self, job: Submitted, state: str, reason: str, text: str) -> None:
-        control.save_log(self._deployment, job)
+        printed.keep(self._deployment, job)
         self._jobs.change(job.name, state=state, reason=reason)
         self._journal.say(f"run_{state}", text, run=job.name, reason=reason)

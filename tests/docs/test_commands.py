@@ -21,6 +21,7 @@ SAVED_AS = re.compile(r"^\s*Saved as `([\w./-]+)`")
 GROUPS: list[int] = []
 """Process groups of the blocks of a document, some of which leave programs running in the background."""
 SECONDS_TO_END = 30
+SECONDS_OF_A_BLOCK = 900
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,13 @@ def run(command: list[str], folder: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as started:  # fmt: skip
         GROUPS.append(started.pid)
-        out, err = started.communicate()
+        try:
+            out, err = started.communicate(timeout=SECONDS_OF_A_BLOCK)
+        except subprocess.TimeoutExpired as error:
+            end_what_runs()
+            out, err = started.communicate()
+            logs = "".join(f"--- {log.name}\n{log.read_text()[-4000:]}\n" for log in sorted(folder.glob("*.log")))
+            raise AssertionError(f"{command[-1]}\nhangs\n{out[-4000:]}\n{err[-4000:]}\n{logs}") from error
     if not runs(started.pid):
         GROUPS.remove(started.pid)
     assert started.returncode == 0, f"{command[-1]}\n{out[-2000:]}\n{err[-4000:]}"

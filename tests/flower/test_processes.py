@@ -19,7 +19,7 @@ import pytest
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json
-from fedit.flower import children, connection, control
+from fedit.flower import children, connection, control, printed
 from fedit.flower.children import Child, Kept, born, end_leftovers, remembered
 from fedit.flower.environment import SWITCHES, child_environment
 from fedit.flower.init import create
@@ -304,14 +304,16 @@ class TestWithFlower:
         }
         (answers,) = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         assert answers["pids"] == [running.pids("a")["worker"]]
-        assert "run asks, resumed: False" in "".join(control.logs(running.deployment, run_id))
-        wait_for(lambda: "run asks" in control.saved_log(running.deployment, "asks").read_text())
+        assert "run asks, resumed: False" in printed.printed(running.deployment, run_id)
+        wait_for(lambda: "run asks" in printed.kept(running.deployment, "asks").read_text())
 
     def test_a_run_that_ends_early_goes_on_by_itself(self, running: Running) -> None:
         running.submit("crashes")
-        wait_for(lambda: running.run("crashes").state == "finished")
+        followed = "".join(printed.follow(running.deployment, "crashes"))
+        assert followed.index("resumed: False") < followed.index("--- start 2") < followed.index("resumed: True")
+        assert running.run("crashes").state == "finished"
         assert running.run("crashes").starts == 2
-        told = "".join(control.logs(running.deployment, int(running.run("crashes").run_id)))
+        told = printed.printed(running.deployment, int(running.run("crashes").run_id))
         assert "run crashes, resumed: True" in told
 
     def test_a_run_that_gets_nowhere_is_given_up_with_its_reason(self, running: Running) -> None:
@@ -319,8 +321,7 @@ class TestWithFlower:
         wait_for(lambda: running.run("fails").state == "failed")
         assert "fails as it was told" in running.run("fails").reason
         assert (
-            control.saved_log(running.deployment, "fails").read_text().count("run fails")
-            == running.run("fails").starts
+            printed.kept(running.deployment, "fails").read_text().count("run fails") == running.run("fails").starts
         )
 
     def test_a_stopped_run_stays_stopped(self, running: Running) -> None:
