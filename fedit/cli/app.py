@@ -6,6 +6,7 @@ import typer
 
 from fedit.cli import (
     aggregate,
+    bench,
     chat,
     data,
     deploy,
@@ -56,6 +57,7 @@ app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("judge", epilog=judge.EPILOG)(judge.judge)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
 app.command("ui", epilog=ui.EPILOG)(ui.ui)
 app.command("votes", epilog=ui.VOTES_EPILOG)(ui.votes)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
