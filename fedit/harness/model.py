@@ -99,18 +99,40 @@ class Voice(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def _loglikelihood_tokens(self, requests: Sequence[Encoded], **_: object) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = []
         for start in range(0, len(requests), size := ROWS_AT_ONCE[self._model.device.type]):
-            rows = [
-                self._row(context, continuation) for _, context, continuation in requests[start : start + size]
-            ]
-            (losses,) = row_losses(self._model, [self._factors], [rows])
-            found += [
-                (-total, right == count)
-                for total, count, right in zip(
-                    losses.sums.tolist(), losses.counts.tolist(), losses.correct.tolist(), strict=True
-                )
-            ]
+            asked = requests[start : start + size]
+            rows = [self._row(context, continuation) for _, context, continuation in asked]
+            sets = self._sharing(rows, [context for _, context, _ in asked])
+            scored: dict[int, tuple[float, bool]] = {}
+            measured = row_losses(
+                self._model, [self._factors] * len(sets), [[rows[i] for i in own] for own in sets]
+            )
+            for members, losses in zip(sets, measured, strict=True):
+                columns = (losses.sums.tolist(), losses.counts.tolist(), losses.correct.tolist())
+                for index, total, count, right in zip(members, *columns, strict=True):
+                    scored[index] = (-total, right == count)
+            found += [scored[index] for index in range(len(rows))]
             self._on_done(len(rows))
         return found
+
+    def _sharing(self, rows: Sequence[TokenRow], contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return sets of rows whose common beginning is computed once: all, or those of one context each.
+
+        Questions behind the same examples share these, choices of one question share it; a pass knows one of both,
+        and the one that leaves fewer tokens to compute is taken.
+        """
+        together = [list(range(len(rows)))]
+        if self._model.fast is None:
+            return together
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for index, context in enumerate(contexts):
+            by_context.setdefault(tuple(context), []).append(index)
+        apart = list(by_context.values())
+        return min(together, apart, key=lambda sets: self._tokens([[rows[i] for i in own] for own in sets]))
+
+    def _tokens(self, sets: Sequence[Sequence[TokenRow]]) -> int:
+        assert self._model.fast is not None
+        counted = (self._model.fast.own_lengths(rows) for rows in sets)
+        return sum(sum(own) + shared for own, shared in counted)
 
     def _row(self, context: Sequence[int], continuation: Sequence[int]) -> TokenRow:
         """Return context and continuation, of which the context loses its beginning if they are too long.

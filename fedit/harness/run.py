@@ -10,7 +10,7 @@ from typing import Any
 
 from fedit.errors import ConfigError, UnknownName
 from fedit.files import safe_name, write_json
-from fedit.harness.library import installed_version, quiet
+from fedit.harness.library import SEED, installed_version, quiet
 from fedit.harness.results import Result, difference, from_harness, metric_names
 from fedit.resident import Resident
 from fedit.tuned import Tuned
@@ -147,7 +147,6 @@ def _measured(
     from lm_eval.evaluator import evaluate
 
     from fedit.harness.model import Voice
-    from fedit.harness.tasks import SEED
 
     done = 0
 

@@ -2,23 +2,20 @@
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fedit.errors import ConfigError, did_you_mean
+from fedit.harness.library import seeded
 from fedit.harness.model import refuse_draws
 
-SEED = 1234
-"""Of few-shot examples, and of numpy while tasks are built; the harness's own default."""
 _FILES = ("data_files", "data_dir")
 
 
@@ -46,8 +43,6 @@ def load_tasks(specs: Sequence[str], include: Sequence[Path] = (), fewshot: int 
     Raises:
         ConfigError: there is no such task, its data cannot be had, or it asks for what is not done here.
     """
-    random.seed(0)  # as the harness does: some tasks shuffle their choices while they are built
-    np.random.seed(SEED)  # noqa: NPY002
     for folder in include:
         if not folder.is_dir():
             raise ConfigError(f"--include names {folder}, which is no folder.")
@@ -63,7 +58,8 @@ def load_tasks(specs: Sequence[str], include: Sequence[Path] = (), fewshot: int 
                     f"there is no task '{spec}'{near} Name a task file (.yaml) or one of lm-eval's tasks; "
                     "lm-eval ls tasks lists these."
                 )
-        loaded = _loaded(manager, spec)
+        with seeded():
+            loaded = _loaded(manager, spec)
         found.single.update(loaded["tasks"])
         if spec in loaded["groups"]:
             found.groups[spec] = loaded["groups"][spec]
