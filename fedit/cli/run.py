@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedit.cli.completion import jobs
 from fedit.cli.errors import Interrupted
 from fedit.cli.flags import default_text, section, with_setting_flags
 from fedit.cli.jobs import read_job
@@ -17,7 +18,9 @@ from fedit.settings import Settings
 JobArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="JOB|RECIPE", help="A job file (YAML or TOML) or a recipe's name; see fedit list recipes."
+        metavar="JOB|RECIPE",
+        help="A job file (YAML or TOML) or a recipe's name; see fedit list recipes.",
+        autocompletion=jobs,
     ),
 ]
 Overrides = Annotated[

@@ -131,7 +131,7 @@ def write_adapter_files(
         own["target_modules"] = sorted(cast("list[str]", own["target_modules"]))
     weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(own, indent=2, sort_keys=True, default=str) + "\n")
+    (folder / CONFIG).write_text(json.dumps(own, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def scale_in_config(config: Mapping[str, object], folder: Path) -> float:
@@ -171,7 +171,9 @@ def _write_peft(model: AdaptedModel, weights: Tensors, folder: Path, base: str) 
     # PEFT keeps names in sets: sorted, so that equal adapters are equal files.
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+    (folder / CONFIG).write_text(
+        json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def _save_other(
