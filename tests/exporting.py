@@ -74,7 +74,10 @@ class Llama:
 
     def log_probabilities(self, ids: Sequence[int], size: int) -> np.ndarray:
         """Return those of the token after ``ids``, (size,)."""
-        asked = {"prompt": list(ids), "n_predict": 1, "n_probs": size, "temperature": 0, "cache_prompt": False}
+        (plain,) = self.post("/tokenize", {"content": "a"})["tokens"]
+        # Nothing is told of the end of an answer or of half a character: another token is drawn, whatever it is worth.
+        drawn = {"n_predict": 1, "n_probs": size, "temperature": 0, "logit_bias": [[plain, 1e4]]}
+        asked = {"prompt": list(ids), "cache_prompt": False, **drawn}
         (place,) = self.post("/completion", asked)["completion_probabilities"]
         found = np.full(size, -math.inf)
         for token in place["top_logprobs"]:
@@ -110,4 +113,8 @@ def llama(model: Path, adapter: Path | None = None) -> Iterator[Llama]:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if adapter is not None:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    yield Llama(xllamacpp.Server(params))
+    loaded = Llama(xllamacpp.Server(params))
+    try:
+        yield loaded
+    finally:
+        loaded.server = None  # its threads end with it
