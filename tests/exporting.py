@@ -75,7 +75,7 @@ class Llama:
     def log_probabilities(self, ids: Sequence[int], size: int) -> np.ndarray:
         """Return those of the token after ``ids``, (size,)."""
         (plain,) = self.post("/tokenize", {"content": "a"})["tokens"]
-        # Nothing is told of the end of an answer or of half a character: another token is drawn, whatever it is worth.
+        # Nothing is told of the end of an answer or of half a character, so another token is drawn.
         drawn = {"n_predict": 1, "n_probs": size, "temperature": 0, "logit_bias": [[plain, 1e4]]}
         asked = {"prompt": list(ids), "cache_prompt": False, **drawn}
         (place,) = self.post("/completion", asked)["completion_probabilities"]

@@ -11,19 +11,15 @@ from torch import Tensor
 
 from fedit.errors import ModelError
 from fedit.export.merged import tokenizer_of
-from fedit.export.subject import Subject, source_of
-from fedit.files import safe_name
-from fedit.model.export import CONFIG, WEIGHTS, public_name, write_adapter_files
-from fedit.model.sources import ModelSource
-from fedit.reading import parse_json
+from fedit.export.subject import Subject, config_of, source_of
+from fedit.files import read_json, safe_name
+from fedit.model.export import CONFIG, TRANSPOSED, WEIGHTS, plain_config, public_name, write_adapter_files
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for --max-lora-rank; 16 unless it is told."""
 
 MLX_WEIGHTS = "adapters.safetensors"
 _LAYER = re.compile(r"(?P<path>.*\.layers)\.(?P<number>\d+)\.(?P<key>.+)")
-_TRANSPOSED = frozenset({"gpt2", "openai-gpt", "gpt_bigcode"})
-"""Model types whose layers store weights the other way round (`Conv1D`), as PEFT wants to know."""
 
 
 def write_peft(subject: Subject, folder: Path, *, with_tokenizer: bool = True) -> None:
@@ -39,10 +35,13 @@ def write_peft(subject: Subject, folder: Path, *, with_tokenizer: bool = True) -
         raise ModelError("all weights were trained (tuning=full), so there is no adapter; use --to merged.")
     source = source_of(subject)
     if subject.kind == "lora":
-        write_adapter_files(folder, subject.tuned.adapter, _peft_config(subject, source), subject.tuned.scale)
+        tuned = subject.tuned
+        kind = config_of(subject).model_type
+        config = plain_config(tuned.adapter, source, kind, tuned.rank, tuned.alpha, rslora=tuned.rslora)
+        write_adapter_files(folder, tuned.adapter, config, tuned.scale)
     else:
         assert subject.folder is not None  # of every other kind there is one
-        config = parse_json((subject.folder / CONFIG).read_bytes())
+        config = read_json(subject.folder / CONFIG)
         config["base_model_name_or_path"] = public_name(source)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (folder / WEIGHTS).write_bytes((subject.folder / WEIGHTS).read_bytes())
@@ -112,9 +111,12 @@ def write_mlx(subject: Subject, folder: Path) -> None:
     """
     if subject.kind != "lora":
         raise ModelError(f"MLX adapters are LoRA, and this is tuning={subject.kind}; use --to merged.")
-    source, factors = source_of(subject), subject.tuned.adapter
-    if _model_type(source) in _TRANSPOSED:
-        raise ModelError(f"model '{source.name}' stores its weights transposed, which is not exported to MLX.")
+    factors = subject.tuned.adapter
+    base = config_of(subject)
+    if base.model_type in TRANSPOSED:
+        raise ModelError(
+            f"model '{subject.tuned.model}' stores its weights transposed, which is not exported to MLX."
+        )
     keys: set[str] = set()
     weights: dict[str, Tensor] = {}
     for name, tensor in sorted(factors.items()):
@@ -134,7 +136,7 @@ def write_mlx(subject: Subject, folder: Path) -> None:
             "keys": sorted(keys),
         },
     }
-    _check_complete(factors, keys, source)
+    _check_complete(factors, keys, int(base.num_hidden_layers))
     safetensors.torch.save_file(weights, folder / MLX_WEIGHTS, metadata={"format": "mlx"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer, _ = tokenizer_of(subject)
@@ -147,39 +149,11 @@ def _layer_of(name: str) -> str:
     return found["number"]
 
 
-def _check_complete(factors: Mapping[str, Tensor], keys: set[str], source: ModelSource) -> None:
+def _check_complete(factors: Mapping[str, Tensor], keys: set[str], layers: int) -> None:
     """Make sure that every numbered layer has all of ``keys``: mlx-lm adapts whole layers from the last on."""
-    config = parse_json((source.path / "config.json").read_bytes())
-    layers = int(config["num_hidden_layers"])
     found = {(int(_layer_of(name)), _LAYER.fullmatch(name.rpartition(".")[0])["key"]) for name in factors}  # type: ignore[index]
     if len(found) != layers * len(keys):
         raise ModelError(
             "the adapter has factors in some of the model's layers only, which is not exported to MLX; "
             "use --to merged."
         )
-
-
-def _peft_config(subject: Subject, source: ModelSource) -> dict[str, object]:
-    """Return PEFT's config of an adapter with these factors."""
-    import peft
-
-    tuned = subject.tuned
-    targets = sorted({_target(name.rpartition(".")[0]) for name in tuned.adapter})
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=tuned.rank,
-        lora_alpha=tuned.alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is as good as an int
-        target_modules=targets,
-        fan_in_fan_out=_model_type(source) in _TRANSPOSED,
-        use_rslora=tuned.rslora,
-        bias="none",
-    )
-    return {**config.to_dict(), "base_model_name_or_path": public_name(source), "inference_mode": True}
-
-
-def _target(module: str) -> str:
-    return module.rpartition(".")[2]
-
-
-def _model_type(source: ModelSource) -> str:
-    return str(parse_json((source.path / "config.json").read_bytes()).get("model_type"))

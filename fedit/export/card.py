@@ -11,8 +11,7 @@ from fedit.data.manifest import Partition
 from fedit.export.subject import Subject, source_of
 from fedit.model.export import public_name
 from fedit.model.sources import ModelSource
-from fedit.reading import parse_json
-from fedit.runfolder import read_config, read_summary
+from fedit.runfolder import read_config, read_identity, read_summary
 
 _LIMITS = """What a federation teaches is what its clients' rows say; nobody has looked at all of them. Held-out
 loss compares models on rows like these and says nothing of truth or harm. The base model's licence and limits
@@ -107,9 +106,7 @@ def _facts(subject: Subject, source: ModelSource) -> dict[str, object]:
     if (subject.run / "partition.json").is_file():
         partition = Partition.load(subject.run / "partition.json")
         facts["clients"] = f"{len(partition.clients)}, rows dealt by {config.partitioner} ({partition.hash[:12]})"
-    identity = subject.run / "run.json"
-    if identity.is_file():
-        facts["data fingerprint"] = parse_json(identity.read_bytes()).get("data")
+    facts["data fingerprint"] = read_identity(subject.run).get("data")
     return facts
 
 

@@ -11,8 +11,7 @@ from fedit.errors import ModelError
 from fedit.export.ggufmodel import Names, add_numbers
 from fedit.export.ggufvocabulary import add_vocabulary
 from fedit.export.merged import merge, tokenizer_of
-from fedit.export.subject import Subject, source_of
-from fedit.reading import parse_json
+from fedit.export.subject import Subject, config_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,9 +87,7 @@ def names_of(subject: Subject) -> Names:
     Raises:
         ModelError: it is of an architecture that was not compared.
     """
-    source = source_of(subject)
-    config = parse_json((source.path / "config.json").read_bytes())
-    return Names(config, source.name)
+    return Names(config_of(subject).to_dict(), subject.tuned.model)
 
 
 def _weights(model: "PreTrainedModel") -> Iterator[tuple[str, np.ndarray[Any, Any]]]:

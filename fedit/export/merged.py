@@ -1,5 +1,6 @@
 """The tuned model as one ordinary model folder: its base with what was learnt added to the weights."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from fedit.data.templates import get_template
 from fedit.data.tokens import stop_ids
 from fedit.errors import ModelError
 from fedit.export.prompts import chat_template
-from fedit.export.subject import Subject, source_of
+from fedit.export.subject import Subject, config_of, source_of
+from fedit.files import read_json
+from fedit.model.export import merged_by_peft
 from fedit.model.loading import load_base, load_tokenizer
-from fedit.model.sources import ModelSource, resolve_model
-from fedit.reading import parse_json
+from fedit.model.sources import resolve_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
@@ -34,10 +36,8 @@ def merge(subject: Subject, dtype: str = "auto") -> tuple[PreTrainedModel, str]:
     """
     if subject.kind == "prefix":
         raise ModelError("a learnt prefix is keys and values, not weights, so it cannot be merged; use --to peft.")
-    source = source_of(subject)
-    if subject.kind == "full":
-        source = resolve_model(str(subject.folder))
-    stored = _stored(source)
+    source = resolve_model(str(subject.folder)) if subject.kind == "full" else source_of(subject)
+    stored = _STORED.get(str(config_of(subject).dtype).removeprefix("torch."), "fp32")
     chosen = stored if dtype == "auto" else dtype
     precision = "fp32" if stored == "fp16" else stored  # fp16 fits into fp32 and into nothing else
     bits = 16 if subject.kind == "full" else subject.tuned.bits
@@ -47,7 +47,8 @@ def merge(subject: Subject, dtype: str = "auto") -> tuple[PreTrainedModel, str]:
     if subject.kind == "lora":
         _add_factors(model, subject)
     elif subject.kind != "full":
-        model = _merged_by_peft(model, subject)
+        assert subject.folder is not None  # of every kind that has no factors there is one
+        model = merged_by_peft(model.float(), subject.folder)
     return _cast(model, DTYPES[chosen]), chosen
 
 
@@ -58,8 +59,24 @@ def write_model(subject: Subject, folder: Path, *, dtype: str = "auto", say: Cal
     tokenizer, stops = tokenizer_of(subject)
     model.generation_config = generation_config(tokenizer, stops)
     model.save_pretrained(folder)
+    _tell_older_readers(folder / "config.json")
     tokenizer.save_pretrained(folder)
     return chosen
+
+
+def _tell_older_readers(path: Path) -> None:
+    """Write the rotary base also where it stood before transformers 5.
+
+    Programs that look only there (mlx-lm 0.32 for Llama) take a default instead, and answer a little wrong.
+    """
+    config = read_json(path)
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def tokenizer_of(subject: Subject) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -83,13 +100,6 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> G
         eos_token_id=stops if len(stops) > 1 else stops[0],
         pad_token_id=pad if pad is not None else stops[0],
     )
-
-
-def _stored(source: ModelSource) -> str:
-    """Return the dtype that the base's weights are stored in."""
-    config = parse_json((source.path / "config.json").read_bytes())
-    name = config.get("dtype") or config.get("torch_dtype")
-    return _STORED.get(str(name), "fp32")
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
@@ -130,14 +140,3 @@ def _add_factors(model: PreTrainedModel, subject: Subject) -> None:
                 f"{tuple(layer.weight.shape)}; was it trained on another base?"
             )
         layer.weight = nn.Parameter(layer.weight.float() + change, requires_grad=False)
-
-
-def _merged_by_peft(model: PreTrainedModel, subject: Subject) -> PreTrainedModel:
-    import peft
-
-    wrapped = peft.PeftModel.from_pretrained(model.float(), str(subject.folder))
-    try:
-        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        raise ModelError(f"PEFT cannot merge tuning={subject.kind}: {error}; use --to peft.") from error
-    return merged

@@ -9,13 +9,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented all the same
 
-from fedit.errors import ConfigError, FeditError
+from fedit.errors import ConfigError, HubError
 from fedit.export.formats import Options
 from fedit.export.write import Exported, export
-
-
-class HubError(FeditError):
-    """The hub cannot be reached, or does not do what it was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedit.errors import ConfigError, FeditError
+from fedit.errors import ConfigError, ServeError
 from fedit.export.formats import Options
 from fedit.export.write import export
 from fedit.model.sources import check_folder
@@ -22,10 +22,6 @@ from fedit.model.sources import check_folder
 HOST = "127.0.0.1"
 _SERVE = "from transformers.cli.transformers import main; main()"
 _SECONDS_TO_END = 10
-
-
-class ServeError(FeditError):
-    """The server ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)

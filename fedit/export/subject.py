@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import AutoConfig, PretrainedConfig
+
 from fedit import checkpoint, lora
 from fedit.config import RunConfig
 from fedit.data.manifest import Partition
@@ -134,3 +136,17 @@ def source_of(subject: Subject) -> ModelSource:
         ModelError: it cannot be found.
     """
     return resolve_model(subject.tuned.model)
+
+
+def config_of(subject: Subject) -> PretrainedConfig:
+    """Return the configuration of the base model's language part.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    source = source_of(subject)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the config of model '{source.name}' cannot be read: {error}") from error
+    return config.get_text_config()

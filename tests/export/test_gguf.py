@@ -1,4 +1,4 @@
-"""GGUF files are loaded and asked by llama.cpp: its log-probabilities are fedit's, and so are its tokens and prompts."""
+"""GGUF files are loaded and asked by llama.cpp: its log-probabilities, tokens and prompts are fedit's."""
 
 import gguf
 import numpy as np
@@ -143,7 +143,12 @@ def test_llama_cpp_asks_in_the_words_of_the_training(finished, tmp_path, templat
     export(run, "gguf", tmp_path / "out")
     tuned = find_tuned(run)
     tokenizer = load_tokenizer(resolve_model(tuned.model))
-    conversation = [Message("system", "Be brief."), *QUESTION, Message("assistant", "No."), Message("user", "Why?")]
+    conversation = [
+        Message("system", "Be brief."),
+        *QUESTION,
+        Message("assistant", "No."),
+        Message("user", "Why?"),
+    ]
     for asked in (QUESTION, conversation):
         turns = [{"role": turn.role, "content": turn.content} for turn in asked]
         ids = encode_prompt(asked, "", tokenizer, get_template(template, tokenizer), max_length=512)
@@ -173,9 +178,11 @@ def test_a_tokenizer_of_another_kind_is_refused_and_the_adapter_is_not(bpe, tmp_
     folder = bpe("llama", rms_norm_eps=1e-4)
     text = (folder / "tokenizer.json").read_text()
     try:
-        (folder / "tokenizer.json").write_text(text.replace('"individual_digits": true', '"individual_digits": false'))
+        (folder / "tokenizer.json").write_text(
+            text.replace('"individual_digits": true', '"individual_digits": false')
+        )
         subject, _ = tuned_model(folder)
-        with pytest.raises(ModelError, match="splits text by rules of its own.*--adapter-only"):
+        with pytest.raises(ModelError, match=r"splits text by rules of its own.*--adapter-only"):
             write_gguf_model(subject, tmp_path / "model.gguf", say=say)
         write_gguf_adapter(subject, tmp_path / "adapter.gguf")
     finally:
@@ -223,7 +230,7 @@ def test_ollamas_folder_names_its_model_and_its_prompt(finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_smollm2_in_llama_cpp(tmp_path):
-    """Merged in half precision, and as an adapter on the 4-bit file as it was published."""
+    """Merged in half precision, and asked as a chat."""
     source = resolve_model()
     base = load_base(source, device="cpu", dtype="fp32")
     model = AdaptedModel(base, rank=8, alpha=16.0, fast_path=False)

@@ -18,7 +18,7 @@ CONVERSATIONS = [
     [Message("system", "Be brief."), Message("user", "Why?"), Message("assistant", "So."), Message("user", "Hm?")],
 ]
 FILES = {
-    "own.json": '{"prompt_input": "{instruction} {input}", "prompt_no_input": "Q {{1}} \'{instruction}\' \\\\ A:  "}',
+    "own.json": '{"prompt_input": "{instruction} {input}", "prompt_no_input": "{{1}}\'{instruction}\' \\\\ A:  "}',
     "bare.json": '{"prompt_input": "{instruction} {input}", "prompt_no_input": "{instruction}  "}',
     "silent.jinja": "User: {{ instruction }}\n{% if context %}{{ context }}{% endif %}Bot: "
     "{{ messages[-1].content }}{{ eos_token }}",
@@ -71,7 +71,9 @@ def test_a_token_at_the_beginning_is_written_by_the_template(tmp_path):
 
 def test_a_template_that_cannot_be_said_in_jinja_is_refused(tokenizer, tmp_path):
     path = tmp_path / "twice.json"
-    path.write_text('{"prompt_input": "{instruction} {input}", "prompt_no_input": "{instruction}! {instruction}:"}')
+    path.write_text(
+        '{"prompt_input": "{instruction} {input}", "prompt_no_input": "{instruction}! {instruction}:"}'
+    )
     with pytest.raises(ModelError, match="does not show its instruction once"):
         chat_template(get_template(str(path), tokenizer), tokenizer)
 
@@ -84,7 +86,9 @@ def go(source, messages):
     text = source.split('TEMPLATE """')[1].rsplit('"""', 1)[0]
     first = re.match(r"\{\{ if not \.System \}\}(.*?)\{\{ end \}\}(?=\{\{ range)", text, re.DOTALL)
     out = "" if system or not first else first[1]
-    body, last = text[first.end() if first else 0 :].removeprefix("{{ range .Messages }}").split("{{ end }}{{ end }}")
+    body, last = (
+        text[first.end() if first else 0 :].removeprefix("{{ range .Messages }}").split("{{ end }}{{ end }}")
+    )
     turns = dict(re.findall(r'eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)', body, re.DOTALL))
     for message in messages:
         out += turns[message.role].replace("{{ .Content }}", message.content)

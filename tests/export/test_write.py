@@ -1,4 +1,4 @@
-"""Exports that other programs load: their logits are fedit's, nothing of this machine is in them, they are whole."""
+"""Exports that other programs load: their logits are fedit's, and nothing of this machine is in them."""
 
 import json
 import subprocess
@@ -8,17 +8,18 @@ import peft
 import pytest
 import torch
 from exporting import bpe_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fedit import export as package
 from fedit.errors import ConfigError, ModelError, RunFolderError, UnknownName
 from fedit.export.formats import FORMATS, Options
-from fedit.export.subject import find_clients, find_subject
+from fedit.export.merged import write_model
+from fedit.export.subject import Subject, find_clients, find_subject
 from fedit.export.write import export
 from fedit.model.adapted import AdaptedModel
 from fedit.model.loading import load_base
 from fedit.model.sources import resolve_model
-from fedit.tuned import find_tuned
+from fedit.tuned import Tuned, find_tuned
 
 IDS = torch.tensor([[60, 70, 80, 90, 100, 65, 66]])
 
@@ -56,8 +57,9 @@ def test_a_merged_folder_gives_the_same_logits(finished, tmp_path, dtype, tolera
     run = finished(strategy="fedex_lora", use_rslora=True)
     done = export(run, "merged", tmp_path / "out", options=Options(dtype))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert str(model.dtype).removeprefix("torch.") in (
-        {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[str(done.record["dtype"])]
+    assert (
+        str(model.dtype).removeprefix("torch.")
+        in ({"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[str(done.record["dtype"])])
     )
     found = logits(model.float())
     own = logits_of(find_tuned(run))
@@ -72,8 +74,18 @@ def test_a_merged_folder_ends_answers_and_asks_as_the_training_did(finished, tmp
     )
     assert text.startswith("Below is an instruction")
     assert text.endswith("### Instruction:\nWhy?\n\n### Response:\n")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0  # some read only the first
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == bpe_tokenizer().eos_token_id
+
+
+def test_stretched_positions_are_read_the_same_from_either_place(bpe, tmp_path):
+    rope = {"rope_type": "linear", "rope_theta": 50000.0, "factor": 2.0}
+    tuned = Tuned({}, str(bpe("llama", rope_parameters=rope)), "chat", 4, 8.0)
+    write_model(Subject("base", tuned), tmp_path, say=lambda text: None)
+    assert json.loads((tmp_path / "config.json").read_text())["rope_scaling"]["factor"] == 2.0
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == rope
 
 
 @pytest.mark.parametrize("to", ["peft", "merged", "vllm", "mlx"])
@@ -260,7 +272,9 @@ def test_the_command_speaks_json_and_names_mistakes(finished, tmp_path):
 
     from fedit.cli.app import app
 
-    told = CliRunner().invoke(app, ["export", str(finished()), "--to", "peft", "--out", str(tmp_path / "a"), "--json"])
+    told = CliRunner().invoke(
+        app, ["export", str(finished()), "--to", "peft", "--out", str(tmp_path / "a"), "--json"]
+    )
     assert told.exit_code == 0
     assert json.loads(told.stdout)["files"]["adapter_model.safetensors"] > 1000
     assert [f.value for f in __import__("fedit.cli.export", fromlist=["To"]).To] == list(FORMATS)
