@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 
 import peft
@@ -260,9 +261,13 @@ def test_an_adapter_from_elsewhere_is_exported_too(finished, bpe, tmp_path):
     torch.testing.assert_close(found, logits_of(find_tuned(finished())), rtol=1e-5, atol=1e-5)
 
 
-def test_the_package_names_what_it_offers():
-    assert package.FORMATS is FORMATS
-    assert package.export is export
+def test_the_package_names_what_it_offers_and_loads_it_late():
+    code = (
+        "import sys, fedit.export; assert 'torch' not in sys.modules; "
+        "from fedit.export import FORMATS, Exported, Options, export; print(*FORMATS)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(FORMATS)
     with pytest.raises(AttributeError, match="nothing"):
         package.nothing  # noqa: B018
 
@@ -271,10 +276,11 @@ def test_the_command_speaks_json_and_names_mistakes(finished, tmp_path):
     from typer.testing import CliRunner
 
     from fedit.cli.app import app
+    from fedit.cli.export import To
 
     told = CliRunner().invoke(
         app, ["export", str(finished()), "--to", "peft", "--out", str(tmp_path / "a"), "--json"]
     )
     assert told.exit_code == 0
     assert json.loads(told.stdout)["files"]["adapter_model.safetensors"] > 1000
-    assert [f.value for f in __import__("fedit.cli.export", fromlist=["To"]).To] == list(FORMATS)
+    assert [to.value for to in To] == list(FORMATS)
