@@ -39,7 +39,9 @@ def add_vocabulary(
     pieces, kinds = _pieces(rules, size)
     writer.add_token_list(pieces)
     writer.add_token_types(kinds)
-    merges = rules["model"].get("merges", [])
+    merges = rules["model"].get("merges")
+    if not merges:
+        raise ModelError(f"the tokenizer of model '{source}' merges nothing; llama.cpp loads no such vocabulary.")
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_eos_token_id(encoder.eos)
     if encoder.bos_token is not None:

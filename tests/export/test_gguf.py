@@ -192,6 +192,12 @@ def test_a_tokenizer_of_another_kind_is_refused_and_the_adapter_is_not(bpe, tmp_
     assert fields["adapter.lora.alpha"].contents() == 8.0
 
 
+def test_a_vocabulary_without_merges_is_refused(tiny, tmp_path):
+    subject = Subject("bytes", Tuned({}, str(tiny), "chat", 4, 8.0))
+    with pytest.raises(ModelError, match="merges nothing"):
+        write_gguf_model(subject, tmp_path / "model.gguf", say=say)
+
+
 def test_stretched_positions_that_are_not_known_are_refused(bpe, tmp_path):
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     subject, _ = tuned_model(bpe("llama", rope_parameters=rope))
