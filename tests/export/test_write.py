@@ -261,6 +261,7 @@ def test_an_adapter_from_elsewhere_is_exported_too(finished, bpe, tmp_path):
     torch.testing.assert_close(found, logits_of(find_tuned(finished())), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_package_names_what_it_offers_and_loads_it_late():
     code = (
         "import sys, fedit.export; assert 'torch' not in sys.modules; "
