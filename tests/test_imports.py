@@ -30,13 +30,14 @@ FENCES = {
     "datasets": ("data/sources.py", "harness/library.py"),  # a source of rows; told to be quiet
     "lm_eval": ("harness/",),
     "langdetect": ("evaluation/constraints/language.py",),
-    "gguf": ("model/gguf.py", "model/wheel.py"),
+    "gguf": ("model/gguf.py", "model/wheel.py", "export/gguf"),
     "openai": ("judging/endpoint.py",),
     "dp_accounting": ("privacy/accounting.py",),
     "pickle": (),
     "dill": (),
     "cloudpickle": (),
-    "socket": ("diagnose.py", "flower/", "ui/"),  # is the package index there?; sites; the page's server
+    # Is the package index there?; sites; the page's server; a free port.
+    "socket": ("diagnose.py", "flower/", "ui/", "export/serve.py"),
 }
 
 

@@ -11,6 +11,7 @@ from fedit.cli import (
     data,
     deploy,
     doctor,
+    export,
     judge,
     listing,
     privacy,
@@ -58,6 +59,9 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("judge", epilog=judge.EPILOG)(judge.judge)
 app.command("bench", epilog=bench.EPILOG)(bench.bench)
+app.command("export", epilog=export.EPILOG)(export.export)
+app.command("push", epilog=export.PUSH_EPILOG)(export.push)
+app.command("serve", epilog=export.SERVE_EPILOG)(export.serve)
 app.command("ui", epilog=ui.EPILOG)(ui.ui)
 app.command("votes", epilog=ui.VOTES_EPILOG)(ui.votes)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
