@@ -12,6 +12,7 @@ from fedit.cli import (
     doctor,
     judge,
     listing,
+    migrate,
     privacy,
     privacyaudit,
     report,
@@ -53,6 +54,7 @@ app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
 privacy.app.command("audit", epilog=privacyaudit.EPILOG)(privacyaudit.audit)
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
+app.command("import", epilog=migrate.EPILOG)(migrate.import_)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("judge", epilog=judge.EPILOG)(judge.judge)
