@@ -9,6 +9,7 @@ from fedit.migration.adapters import newest_round, take_adapter, weights_in
 from fedit.migration.arguments import Arguments, Command, complete, read_command
 from fedit.migration.base import Draft, Taken, template_file
 from fedit.reading import parse_json
+from fedit.tracking.trackers import TRACKERS
 
 NAME = "OpenFedLLM"
 SFT, DPO = "main_sft.py", "main_dpo.py"
@@ -138,8 +139,12 @@ def translate(draft: Draft, arguments: Arguments, clients: int) -> None:
     if not arguments.on("use_peft"):
         draft.differs.append("use_peft is off, at which OpenFedLLM fails; the job trains LoRA")
     tracker = arguments.text("log_with")
-    if tracker not in ("", "none"):
-        draft.missing["log_with"] = f"events.jsonl is always written; {tracker} is not asked"
+    if tracker in TRACKERS:
+        draft.take("log_with", tracker, "report_to", [tracker])
+    elif tracker not in ("", "none"):
+        draft.missing["log_with"] = (
+            f"events.jsonl and TensorBoard's files are always written; {tracker} is not asked"
+        )
     _notes(draft, arguments)
 
 
