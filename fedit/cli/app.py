@@ -18,6 +18,7 @@ from fedit.cli import (
     report,
     run,
     study,
+    sweep,
     ui,
 )
 
@@ -47,6 +48,7 @@ def _root(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("study", epilog=study.EPILOG)(study.study)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")

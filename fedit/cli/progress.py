@@ -71,7 +71,7 @@ class Progress:
         name = event.get("arm")
         if not isinstance(name, str) or kind not in ("arm_started", "resumed", "step", "round", "evaluation"):
             return
-        if name not in self._arms:
+        if name not in self._arms or kind == "arm_started":
             self._begin(name, event)
         self._now = name
         if kind != "resumed":

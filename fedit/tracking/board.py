@@ -19,7 +19,7 @@ class Board:
 
     def __init__(self, run: Path, arm: str, past: Sequence[Event]) -> None:
         """Write the curves anew from ``past``, all that the log holds; those of a killed run may go beyond."""
-        folder = run / FOLDER / safe_name(arm.replace(":", "."))
+        folder = run / FOLDER / safe_name(arm.replace(":", ".").replace(" ", "_"))
         shutil.rmtree(folder, ignore_errors=True)
         # purge_step: a TensorBoard that is open forgets what it read of the files that went.
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=FLUSH_SECONDS)
