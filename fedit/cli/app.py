@@ -14,11 +14,13 @@ from fedit.cli import (
     export,
     judge,
     listing,
+    migrate,
     privacy,
     privacyaudit,
     report,
     run,
     study,
+    sweep,
     ui,
 )
 
@@ -48,6 +50,7 @@ def _root(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("study", epilog=study.EPILOG)(study.study)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
@@ -55,6 +58,7 @@ app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
 privacy.app.command("audit", epilog=privacyaudit.EPILOG)(privacyaudit.audit)
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
+app.command("import", epilog=migrate.EPILOG)(migrate.import_)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("judge", epilog=judge.EPILOG)(judge.judge)

@@ -138,7 +138,7 @@ def _execute(settings: Settings, folder: Path, *, resumed: bool, as_json: bool) 
     from fedit.launch import run as start
 
     try:
-        with live(console, settings.config) as listener:
+        with live(console, settings.config, folder) as listener:
             if resumed:
                 result = go_on(folder, listener=listener)
             else:
