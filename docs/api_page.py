@@ -13,8 +13,8 @@ SECTIONS = {
     "Running": ("load_config", "run", "resume", "Result", "RunConfig"),
     "Rows": ("Example", "Message", "Corpus"),
     "Algorithms": (
-        "Strategy", "Updates", "run_rounds", "ServerState", "ClientInfo", "Broadcast", "ClientTask", "LocalTraining",
-        "ClientUpdate", "ClientFailure",
+        "Strategy", "Updates", "run_rounds", "ServerState", "ClientInfo", "Broadcast", "ClientTask",
+        "LocalTraining", "ClientUpdate", "ClientFailure",
     ),
     "Errors": ("FeditError",),
 }  # fmt: skip
@@ -36,8 +36,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "What `import fedit` gives; everything else may change in any release. `import fedit` loads neither PyTorch nor",
-        "transformers; a name is loaded when it is used. This page is generated from the code.",
+        "What `import fedit` gives; everything else may change in any release. `import fedit` loads neither PyTorch",
+        "nor transformers; a name is loaded when it is used. This page is generated from the code.",
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"## {title}"]

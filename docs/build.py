@@ -1,7 +1,7 @@
 """Builds the site out of the Markdown pages, without a network: ``make docs``, or ``python -m docs.build DIR``.
 
-The pages are copied into a folder of their own with the layout of the repository, so that links between them, and to
-recipes and examples, lead to the same places in a clone, on a forge and in the site.
+The pages are copied into a folder of their own with the layout of the repository, so that links between them, and
+to recipes and examples, lead to the same places in a clone, on a forge and in the site.
 """
 
 import html

@@ -17,9 +17,9 @@ def cli_page() -> str:
         "",
         "`fedit COMMAND --help` says the same in the terminal. This page is generated from the code.",
         "",
-        "Exit codes: 0 well, 2 something you gave cannot work, 1 a failure, 130 interrupted ([errors](errors.md)).",
-        "`fedit --debug COMMAND …` shows tracebacks, `fedit --version` the version, `fedit --install-completion` completes",
-        "commands in your shell.",
+        "Exit codes: 0 well, 2 something you gave cannot work, 1 a failure, 130 interrupted",
+        "([errors](errors.md)). `fedit --debug COMMAND …` shows tracebacks, `fedit --version` the version,",
+        "`fedit --install-completion` completes commands in your shell.",
         "",
         "| command | what it does |",
         "|---|---|",
@@ -56,9 +56,14 @@ def _section(name: str, command: click.Command) -> list[str]:
         lines += [f"| `{_in_table(_named(param))}` | | {_prose(_plain(param.help))} |" for param in explained]
         lines += [f"| {_spelt(param)} | {_default(param)} | {_prose(_plain(param.help))} |" for param in own]
     if takes_settings:
-        lines += ["", "Every [setting](settings.md) is an option too: `--num_rounds 3` and `num_rounds=3` mean the same."]
+        lines += [
+            "",
+            "Every [setting](settings.md) is an option too: `--num_rounds 3` and `num_rounds=3` mean the same.",
+        ]
     examples = [line.strip() for line in _plain(command.epilog).splitlines() if line.strip().startswith("fedit ")]
-    examples += [line.partition(":")[2].strip() for line in _plain(command.epilog).splitlines() if "Example: " in line]
+    examples += [
+        line.partition(":")[2].strip() for line in _plain(command.epilog).splitlines() if "Example: " in line
+    ]
     if examples:
         lines += ["", "Examples:", "", "```sh", *examples, "```"]
     return lines

@@ -1,7 +1,7 @@
 """Draws the figures that explain, as a part of ``python -m docs.generate``.
 
-They are drawn 480 pixels wide with letters of 15, so that they can be read on a phone, on a ground of their own and in
-colours that follow the reader's light or dark setting.
+They are drawn 480 pixels wide with letters of 15, so that they can be read on a phone, on a ground of their own and
+in colours that follow the reader's light or dark setting.
 """
 
 import math
@@ -56,7 +56,9 @@ def dot(x: float, y: float, role: str) -> Markup:
 def drawing(title: str, description: str, height: float, *parts: Markup) -> str:
     """Return the content of an SVG file."""
     light, dark = ({role: colours[role] for role in ROLES} for colours in (theme.LIGHT, theme.DARK))
-    style = f":root{{{theme.variables(light)}}}@media(prefers-color-scheme:dark){{:root{{{theme.variables(dark)}}}}}"
+    style = (
+        f":root{{{theme.variables(light)}}}@media(prefers-color-scheme:dark){{:root{{{theme.variables(dark)}}}}}"
+    )
     return (
         element(
             "svg",
@@ -107,8 +109,8 @@ def round_loop() -> str:
     ]
     return drawing(
         "A round",
-        "The server draws clients A and C of three and sends them the adapter; they train it on rows of their own and "
-        "send back its change; the server averages the changes and starts the next round.",
+        "The server draws clients A and C of three and sends them the adapter; they train it on rows of their own "
+        "and send back its change; the server averages the changes and starts the next round.",
         372,
         *parts,
     )
@@ -116,7 +118,12 @@ def round_loop() -> str:
 
 def what_leaves() -> str:
     """Return the figure of what leaves a client and what does not."""
-    stays = ("rows: prompts and answers", "base model, which is frozen", "optimizer's state", "adapter of its own, if any")
+    stays = (
+        "rows: prompts and answers",
+        "base model, which is frozen",
+        "optimizer's state",
+        "adapter of its own, if any",
+    )
     leaves = ("change of the adapter", "how many rows it has", "loss, steps, tokens")
     parts = [box(16, 16, 238, 312), words(135, 42, "Client", bold=True), words(135, 66, "stays", role="muted")]
     for place, line in enumerate(stays):
@@ -128,8 +135,8 @@ def what_leaves() -> str:
     parts.append(words(366, 278, "masked, where secure", "aggregation is on", role="muted"))
     return drawing(
         "What leaves a client",
-        "Rows, the frozen base model, the optimizer's state and an adapter of the client's own stay; the change of the "
-        "adapter, the number of rows, and loss, steps and tokens leave. Secure aggregation masks the change.",
+        "Rows, the frozen base model, the optimizer's state and an adapter of the client's own stay; the change of "
+        "the adapter, the number of rows, and loss, steps and tokens leave. Secure aggregation masks the change.",
         344,
         *parts,
     )
@@ -147,10 +154,12 @@ def products() -> str:
     bx, by = at(3, 1)
     mx, my = at(2, 2)
     grid = [
-        element("line", x1=x, y1=bottom, x2=x, y2=20, stroke="var(--grid)") for x in (at(n, 0)[0] for n in (1, 2, 3))
+        element("line", x1=x, y1=bottom, x2=x, y2=20, stroke="var(--grid)")
+        for x in (at(n, 0)[0] for n in (1, 2, 3))
     ]
     grid += [
-        element("line", x1=left, y1=y, x2=400, y2=y, stroke="var(--grid)") for y in (at(0, n)[1] for n in (1, 2, 3))
+        element("line", x1=left, y1=y, x2=400, y2=y, stroke="var(--grid)")
+        for y in (at(0, n)[1] for n in (1, 2, 3))
     ]
     marks = [words(at(n, 0)[0], bottom + 20, str(n), role="muted") for n in (0, 1, 2, 3)]
     marks += [words(left - 12, at(0, n)[1] + 5, str(n), role="muted", anchor="end") for n in (1, 2, 3)]
@@ -170,16 +179,22 @@ def products() -> str:
         words(ax + 14, ay - 8, "client 1: B·A = 3·1 = 3", role="accent", anchor="start"),
         words(bx - 10, by + 40, "client 2:", "1·3 = 3", role="accent"),
         words(mx + 14, my - 30, "mean of the factors:", "2·2 = 4, no client's", role="bad", anchor="start"),
-        words(at(0.1, 0.55)[0], at(0, 0.55)[1], "mean of the products: 3,", "on this curve", role="good", anchor="start"),
+        words(
+            at(0.1, 0.55)[0],
+            at(0, 0.55)[1],
+            "mean of the products: 3,",
+            "on this curve",
+            role="good",
+            anchor="start",
+        ),
     ]
     return drawing(
         "Averaging factors, averaging products",
-        "Client 1 has A = 1 and B = 3, client 2 has A = 3 and B = 1; both products are 3. The mean of the factors is A = "
-        "B = 2, whose product is 4. The mean of the products is 3.",
+        "Client 1 has A = 1 and B = 3, client 2 has A = 3 and B = 1; both products are 3. The mean of the factors "
+        "is A = B = 2, whose product is 4. The mean of the products is 3.",
         384,
         *parts,
     )
 
 
 FIGURES = {"round.svg": round_loop, "what-leaves.svg": what_leaves, "products.svg": products}
-

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Federated instruction tuning in a few minutes
 #
-# Four clients, each with two kinds of instruction that no one else has, tune one small language model together. Their
-# rows stay apart; what they send is the change of a LoRA adapter. Everything runs on a CPU.
+# Four clients, each with two kinds of instruction that no one else has, tune one small language model together.
+# Their rows stay apart; what they send is the change of a LoRA adapter. Everything runs on a CPU.
 #
 # This notebook is made from `examples/quickstart.py`. It needs fedit: `pip install fedit`.
 
 # %%
 import fedit
 
-config = fedit.load_config("demo", num_rounds=3, eval_every=1, exact_match=False)
+config = fedit.load_config("demo", num_rounds=2, local_steps=3, eval_every=1, exact_match=False)
 print(f"{config.num_clients} clients, {config.clients_per_round} a round, model {config.model}")
 
 # %% [markdown]
