@@ -36,8 +36,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "What `import fedit` gives; everything else may change in any release. `import fedit` loads neither PyTorch",
-        "nor transformers; a name is loaded when it is used. This page is generated from the code.",
+        "What `import fedit` gives; everything else may change in any release. `import fedit` loads neither",
+        "PyTorch nor transformers; a name is loaded when it is used. This page is generated from the code.",
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"## {title}"]
@@ -55,8 +55,8 @@ def _entry(name: str) -> list[str]:
     if isinstance(node, ast.FunctionDef):
         return [*lines, "```py", _signature(node), "```", "", *_prose(ast.get_docstring(node))]
     assert isinstance(node, ast.ClassDef)
-    fields = [] if name in _UNSHOWN else [ast.unparse(part) for part in node.body if _is_field(part)]
-    bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
+    fields = [] if name in _UNSHOWN else [_code(part) for part in node.body if _is_field(part)]
+    bases = f"({', '.join(map(_code, node.bases))})" if node.bases else ""
     lines += ["```py", f"class {name}{bases}:", *(f"    {line}" for line in fields), "```", ""]
     lines += _prose(ast.get_docstring(node))
     if name in _UNSHOWN:
@@ -68,14 +68,19 @@ def _entry(name: str) -> list[str]:
     return lines
 
 
+def _code(node: ast.AST) -> str:
+    """Return the code of a part, with the quotes that the formatter would choose."""
+    return ast.unparse(node).replace("'", '"')
+
+
 def _is_field(node: ast.stmt) -> bool:
     return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_"
 
 
 def _signature(node: ast.FunctionDef) -> str:
     """Return a function's head, its decorators above, its parameters below each other where they are many."""
-    above = "".join(f"@{ast.unparse(decorator)}\n" for decorator in node.decorator_list)
-    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    above = "".join(f"@{_code(decorator)}\n" for decorator in node.decorator_list)
+    result = f" -> {_code(node.returns)}" if node.returns else ""
     parameters = list(_parameters(node.args))
     line = f"def {node.name}({', '.join(parameters)}){result}"
     if len(line) > 100:
@@ -87,15 +92,15 @@ def _parameters(own: ast.arguments) -> Iterator[str]:
     positional = [*own.posonlyargs, *own.args]
     defaults = [None] * (len(positional) - len(own.defaults)) + list(own.defaults)
     for argument, default in zip(positional, defaults, strict=True):
-        yield ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+        yield _code(argument) + (f" = {_code(default)}" if default else "")
     if own.vararg:
-        yield f"*{ast.unparse(own.vararg)}"
+        yield f"*{_code(own.vararg)}"
     elif own.kwonlyargs:
         yield "*"
     for argument, default in zip(own.kwonlyargs, own.kw_defaults, strict=True):
-        yield ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+        yield _code(argument) + (f" = {_code(default)}" if default else "")
     if own.kwarg:
-        yield f"**{ast.unparse(own.kwarg)}"
+        yield f"**{_code(own.kwarg)}"
 
 
 def _prose(docstring: str | None) -> list[str]:

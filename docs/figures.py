@@ -1,7 +1,7 @@
 """Draws the figures that explain, as a part of ``python -m docs.generate``.
 
-They are drawn 480 pixels wide with letters of 15, so that they can be read on a phone, on a ground of their own and
-in colours that follow the reader's light or dark setting.
+They are drawn 480 pixels wide with letters of 15, so that they can be read on a phone, on a ground of their own
+and in colours that follow the reader's light or dark setting.
 """
 
 import math
@@ -135,8 +135,8 @@ def what_leaves() -> str:
     parts.append(words(366, 278, "masked, where secure", "aggregation is on", role="muted"))
     return drawing(
         "What leaves a client",
-        "Rows, the frozen base model, the optimizer's state and an adapter of the client's own stay; the change of "
-        "the adapter, the number of rows, and loss, steps and tokens leave. Secure aggregation masks the change.",
+        "Rows, the frozen base model, the optimizer's state and an adapter of the client's own stay; the change "
+        "of the adapter, the number of rows, loss, steps and tokens leave. Secure aggregation masks the change.",
         344,
         *parts,
     )

@@ -1,4 +1,4 @@
-"""The built site: no dead link, nothing fetched from elsewhere; in a browser wide, narrow, dark, without scripts."""
+"""The built site: no dead link, nothing fetched from elsewhere; in a browser, also narrow and without scripts."""
 
 import json
 import shutil
