@@ -79,6 +79,10 @@ fix: setup
 docs: setup
 	@$(BIN)/python -m docs.build site && echo "site/index.html"
 
+# Pictures of the demo's run and of its pages, for docs/pictures; needs Chromium and its driver.
+pictures: setup demo
+	@$(BIN)/python -m docs.screenshots runs/demo
+
 docs-check: setup
 	$(PYTEST) -m slow tests/docs
 
