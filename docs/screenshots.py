@@ -1,7 +1,7 @@
 """Makes the pictures that show fedit at work, out of a finished run: ``make pictures`` takes the demo's.
 
-Those of the run itself are copied; the page of ``fedit ui`` and the report are looked at in Chromium, which has to
-be installed with its driver, as for the tests.
+Those of the run itself are copied; the page of ``fedit ui`` is looked at in Chromium, which has to be installed with
+its driver, as for the tests.
 """
 
 import base64
@@ -29,10 +29,8 @@ def main(run: Path) -> None:
     """Write all pictures of a run that is finished."""
     for name in ("partition.png", "curves.png"):
         shutil.copy(run / name, PICTURES / name)
-    with chromium(1280, 760) as browser:
-        browser.get((run / "report.html").resolve().as_uri())
-        save(browser, "report.png")
-        with tempfile.TemporaryDirectory() as room, page_of(run, Path(room, "votes.jsonl")) as address:
+    with tempfile.TemporaryDirectory() as room, page_of(run, Path(room, "votes.jsonl")) as address:
+        with chromium(1280, 760) as browser:
             compare(browser, address)
             save(browser, "compare.png")
 
