@@ -1,7 +1,7 @@
 """Makes the pictures that show fedit at work, out of a finished run: ``make pictures`` takes the demo's.
 
-Those of the run itself are copied; the page of ``fedit ui`` is looked at in Chromium, which has to be installed with
-its driver, as for the tests.
+Those of the run itself are copied; the page of ``fedit ui`` is looked at in Chromium, which has to be installed
+with its driver, as for the tests.
 """
 
 import base64
