@@ -15,13 +15,14 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check dist bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs docs-check pictures dist bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
 	@echo "make test        the fast tests; make test-slow: real model, processes, documentation commands"
 	@echo "make test-deploy: deployments, a line a check; make chaos: twenty random kills, half an hour"
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
+	@echo "make docs        the documentation as a site in site/, without a network; make docs-check: runs all its commands"
 	@echo "make fuzz        broken input for every parser; SECONDS=n a target; make sbom: the parts list of the"
 	@echo "                 installation; make audit: known weaknesses of its packages"
 	@echo "make dist        sdist and wheel into dist/"
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt uv && \
 	  $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]" --group dev || \
 	  $(BIN)/python -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]" \
-	    $$($(BIN)/python -c "import tomllib; g=tomllib.load(open('pyproject.toml','rb'))['dependency-groups']; print(*('\"'+x.replace(' ','')+'\"' for x in g['test']+g['lint']))" | xargs)
+	    $$($(BIN)/python -c "import tomllib; g=tomllib.load(open('pyproject.toml','rb'))['dependency-groups']; print(*('\"'+x.replace(' ','')+'\"' for x in g['test']+g['lint']+g['docs']))" | xargs)
 	@touch $@
 
 demo: setup
@@ -74,6 +75,14 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m docs.generate
+
+# Pages in site/ that open without a network and read without JavaScript.
+docs: setup
+	@$(BIN)/python -m docs.build site && echo "site/index.html"
+
+# Pictures of the demo's run and of its pages, for docs/pictures; needs Chromium and its driver.
+pictures: setup demo
+	@$(BIN)/python -m docs.screenshots runs/demo
 
 docs-check: setup
 	$(PYTEST) -m slow tests/docs
@@ -148,4 +157,4 @@ hooks: setup
 	$(BIN)/prek install
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,13 @@
-"""Tables in the docs that are made from the code: run by ``make fix``, checked by the tests."""
+"""Pages, figures and the notebook that are made from the code: run by ``make fix``, checked by the tests."""
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 
+from docs.api_page import api_page
+from docs.cli_page import cli_page
+from docs.figures import FIGURES
+from docs.notebook import notebook
 from fedit.cli.flags import default_text, section
 from fedit.config import SECTIONS, RunConfig, StudyConfig
 from fedit.data.partition import PARTITIONS
@@ -113,7 +117,15 @@ def algorithms_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "algorithms.md": algorithms_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+    "algorithms.md": algorithms_page,
+    "cli.md": cli_page,
+    "api.md": api_page,
+    "../examples/quickstart.ipynb": notebook,
+    **{f"pictures/{name}": draw for name, draw in FIGURES.items()},
+}
+"""Path from here -> what makes its content."""
 
 
 def _code(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```\n(.*?)(?=^```|\Z)", re.MULTILINE | re.DOTALL)
 SAVED_AS = re.compile(r"^\s*Saved as `([\w./-]+)`")
 
@@ -44,7 +44,7 @@ WITH_COMMANDS = [path for path in DOCUMENTS if blocks(path)]
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_of_a_document_work(path, tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     try:
@@ -111,4 +111,5 @@ def runs(group: int) -> bool:
 
 
 def test_commands_are_found_where_there_are_some():
-    assert {path.name for path in WITH_COMMANDS} >= {"README.md", "CONTRIBUTING.md", "deploy.md"}
+    found = {str(path.relative_to(ROOT)) for path in WITH_COMMANDS}
+    assert found >= {"README.md", "CONTRIBUTING.md", "docs/deploy.md", "docs/tutorials/first-run.md"}
