@@ -12,6 +12,7 @@ from fedit.cli import (
     doctor,
     judge,
     listing,
+    plan,
     privacy,
     privacyaudit,
     report,
@@ -46,6 +47,7 @@ def _root(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("study", epilog=study.EPILOG)(study.study)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")
