@@ -137,6 +137,11 @@ def entries_of(held: Tensors, counts: Mapping[str, int]) -> int:
     return sum(_times(name, counts) * tensor.numel() for name, tensor in held.items())
 
 
+def tensors_of(held: Tensors, counts: Mapping[str, int]) -> int:
+    """Return how many tensors there are in a set, each as often as there are layers that its module stands for."""
+    return sum(_times(name, counts) for name in held)
+
+
 def bytes_of(held: Tensors, counts: Mapping[str, int]) -> int:
     """Return the bytes of a set of tensors, each as often as there are layers that its module stands for."""
     return sum(_times(name, counts) * tensor.numel() * tensor.element_size() for name, tensor in held.items())

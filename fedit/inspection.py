@@ -97,9 +97,7 @@ def first_example(job: Job) -> Shown:
     return _shown(job.corpus.examples, 0, job.table, job.tokenizer)
 
 
-def _shown(
-    rows: Sequence[Example], place: int, tokens: TokenTable, tokenizer: PreTrainedTokenizerBase
-) -> Shown:
+def _shown(rows: Sequence[Example], place: int, tokens: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Shown:
     return Shown(rows[place].where or f"row {place + 1}", show_example(tokens, place, tokenizer))
 
 

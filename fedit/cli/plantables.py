@@ -36,12 +36,17 @@ def print_plan(out: Console, plan: Plan) -> None:
     _add(table, "sent down", amounts.bytes_down, f"{size(amounts.client_down)} a client and round")
     _add(table, "disk", amounts.disk, f"of {size(plan.disk_free)} free")
     table.add_row(
-        "trained", f"{amounts.trainable:,}", "", f"parameters, {amounts.trainable / amounts.layers.base:.2%} of the base"
+        "trained",
+        f"{amounts.trainable:,}",
+        "",
+        f"parameters, {amounts.trainable / amounts.layers.base:.2%} of the base",
     )
     table.add_row("steps", f"{amounts.steps.expected:,.0f}", _between(amounts.steps, "{:,.0f}"), _steps(plan))
     table.add_row("tokens", f"{amounts.tokens.expected:,.0f}", _between(amounts.tokens, "{:,.0f}"), "in training")
     if amounts.epsilon is not None:
-        table.add_row("epsilon", f"{amounts.epsilon.expected:.4g}", _between(amounts.epsilon, "{:.4g}"), config.privacy)
+        table.add_row(
+            "epsilon", f"{amounts.epsilon.expected:.4g}", _between(amounts.epsilon, "{:.4g}"), config.privacy
+        )
     elif config.privacy != "none":
         table.add_row("epsilon", "unbounded", "", "more noise, or poisson selection: fedit privacy plan")
     out.print(table, soft_wrap=True)
@@ -66,7 +71,9 @@ def size(amount: float) -> str:
 
 
 def _add(table: Table, name: str, amount: Range, note: str) -> None:
-    table.add_row(name, size(amount.expected), "" if amount.exact else f"{size(amount.low)} to {size(amount.high)}", note)
+    table.add_row(
+        name, size(amount.expected), "" if amount.exact else f"{size(amount.low)} to {size(amount.high)}", note
+    )
 
 
 def _between(amount: Range, form: str) -> str:

@@ -47,7 +47,8 @@ def run(
     out: Out = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete the run that --out holds, if any.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all that a run checks, say what it takes, and write no folder.")
+        bool,
+        typer.Option("--dry-run", help="Check all that a run checks, say what it takes, and write no folder."),
     ] = False,
     as_json: AsJson = False,
     *,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedit.facts import distinct_layers
 from fedit.estimate import evaluations_of, tokens_of_client
+from fedit.facts import distinct_layers
 from fedit.job import Job
 from fedit.objectives import num_tokens
 from fedit.planning.played import Layers, Played, Round, Task, layers_of, play_rounds
@@ -24,7 +24,7 @@ from fedit.transforms.chain import Downlink, send
 from fedit.types import Broadcast, ClientTask, Tensors
 
 _EPSILON_SPREAD = 1.05
-_PACKED_SPREAD = 1.15
+_PACKED_SPREAD = 1.3
 """How far transforms may be off whose result depends on what is learnt."""
 _MASKED_SPREAD = 1.3
 """Secure aggregation sends keys, shares and masks beside 64-bit entries; how many depends on who drops out."""
@@ -128,7 +128,7 @@ def amounts_of(job: Job) -> Amounts:
         layers,
         played,
         Range.within(steps, spread),
-        Range.within(tokens, 1.02 if certain else 1.3),
+        Range.within(tokens, 1.1 if certain else 1.3),
         _steps_per_client(job),
         up.expected / max(tasks, 1),
         down.expected / max(tasks, 1),
@@ -181,6 +181,9 @@ def _traffic(job: Job, played: Played, carried: _Carried) -> tuple[Range, Range]
     downs = played.total(lambda one: sum(task.down for task in one.tasks) + one.in_vain) + played.under_way
     spread = 1.0 if _same_traffic(played) else 1.3
     up, down = Range.within(round(ups), spread), Range.within(round(downs), spread)
+    # A ledger is kept at as low a rank as what was learnt allows.
+    ledgers = played.total(lambda one: sum(task.ledger for task in one.tasks))
+    down = Range(down.expected, down.low - ledgers / spread, down.high)
     if job.transforms:
         # Rounding to fewer bits leaves as much of any numbers; what else there is depends on them.
         loose = 1.0 if all(own.stage is Stage.BITS for own in job.transforms) else _PACKED_SPREAD
@@ -234,6 +237,8 @@ def _carried(job: Job, layers: Layers, played: Played) -> _Carried:
 
 def _real_names(name: str, tensor: Tensor, layers: Layers) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of every tensor that a played one stands for."""
+    if name.rpartition(".")[0] in layers.modules:
+        return [(name, tuple(tensor.shape))]
     for shape in set(layers.modules.values()):
         (key,) = distinct_layers([shape])[0]
         if f"{key}." in f"{name}.":
@@ -307,4 +312,3 @@ def _of_examples(job: Job, played: Played) -> Range | None:
     if played.foreseen and played.whole:
         return Range.exactly(worst)
     return Range(worst, worst / _EPSILON_SPREAD, min(level.limit, worst * 2))
-

@@ -22,22 +22,22 @@ def durations(
 ) -> dict[str, Range]:
     """Return part of a run -> seconds, in their order; parts that take none are left out.
 
-    starting: until data and settings were ready, in this process; preparing: of that, what worker processes do too.
+    starting: until data and settings were ready, in this process; preparing: of that, what workers do too.
     """
     config, played = job.config, amounts.played
     # Workers start while this process prepares; the first thing a run does is to time a little training.
     loading = found.loading - preparing if found.workers > 1 else found.loading
     loading = max(loading, 0.0) + 500 * found.token
-    rounds = played.total(
-        lambda one: found.round + found.token * busiest(one.tasks, found.stack, found.workers)
-    )
+    rounds = played.total(lambda one: found.round + found.token * busiest(one.tasks, found.stack, found.workers))
     evaluation = found.evaluation * amounts.evaluated
     each = _answers(job, found)
     parts = {
         "starting": Range.within(starting, _SPREAD),
         "loading": Range.within(loading, _SPREAD),
         "rounds": Range.within(rounds, _SPREAD),
-        "evaluations": Range.within(evaluation * _evaluations(job, amounts) + _reference(job, amounts, found), _SPREAD),
+        "evaluations": Range.within(
+            evaluation * _evaluations(job, amounts) + _reference(job, amounts, found), _SPREAD
+        ),
         "tuning afterwards": Range.within(found.token * config.defence_steps * _step_tokens(job), _SPREAD),
         "answers": each.times(2),
         "baselines": _baselines(job, amounts, found, each),
@@ -89,7 +89,9 @@ def _baselines(job: Job, amounts: Amounts, found: Measured, answers: Range) -> R
         return Range.exactly(0.0)
     whole = amounts.tokens.expected
     own = [
-        job.config.num_rounds * tokens_of_client(job, name.partition(":")[2]) if name.startswith("local:") else whole
+        job.config.num_rounds * tokens_of_client(job, name.partition(":")[2])
+        if name.startswith("local:")
+        else whole
         for name in names
     ]
     evaluation = found.evaluation * amounts.evaluated * found.workers * _evaluations(job, amounts)

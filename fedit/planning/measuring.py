@@ -1,4 +1,4 @@
-"""A few seconds of the run itself: its loop, its engine and its processes, on its rows, in a folder that goes away."""
+"""A few seconds of the run itself: its loop, engine and processes, on its rows, in a folder that goes away."""
 
 import tempfile
 import time
@@ -38,12 +38,11 @@ EVALUATED_TOKENS = 1024
 class Measured:
     """What was measured.
 
-    loading:      seconds until every process had loaded the model, with starting them and preparing the data there.
-    round:        seconds of a round beside its training; token: of training on one in one process, while all train.
+    loading:      seconds until the model was loaded, with starting processes and preparing the data there.
+    round:        seconds of a round beside its training; token: of training on one in one of all processes.
     evaluation:   seconds of measuring a held-out token, all workers together.
     answer:       of one answer of full length, all workers together; 0 where a run writes none.
-    tokens:       of the round that was timed; clients: of it.
-    bytes_up, bytes_down: of that round over their size before transforms and masks.
+    tokens:       of the round that was timed; clients: of it; passes: of one process in all rounds.
     stack:        clients that train in one pass; why_general: why the fast path is not used, where it was wanted.
     seconds:      that measuring took.
     """
@@ -55,8 +54,7 @@ class Measured:
     answer: float
     tokens: float
     clients: int
-    bytes_up: float
-    bytes_down: float
+    passes: float
     workers: int
     stack: int
     why_general: str | None
@@ -98,7 +96,7 @@ def measure(job: Job, *, answers: bool, say: Callable[[str], None]) -> Measured:
         written,
         rounds.tokens,
         rounds.clients,
-        *rounds.carried,
+        rounds.passes / workers,
         workers,
         small.stack_width,
         why,
@@ -119,7 +117,7 @@ class _Rounds:
         self._evaluated = num_tokens(job.learnt([*job.held_out, *job.validation]))
         self.evaluation = self.tokens = 0.0
         self.clients = 0
-        self.carried = (1.0, 1.0)
+        self.passes = 0.0
 
     def time(self) -> tuple[float, float]:
         """Return seconds of a round beside its training, and of a token."""
@@ -158,7 +156,7 @@ class _Rounds:
             self.evaluation = spent[-1] / max(self._evaluated, 1)
         asked = done["cohort"]
         self.clients = len(asked) if isinstance(asked, list) else 1
-        self.carried = (_ratio(done, "bytes_up"), _ratio(done, "bytes_down"))
+        self.passes += steps * -(-self.clients // self._job.stack_width)
         self.tokens = self._tokens(done, steps, how)
         return seconds - sum(spent), self.tokens
 
@@ -196,7 +194,6 @@ def _shortened(job: Job) -> Job:
     """
     config = job.config
     changes: dict[str, object] = {
-        "num_rounds": config.num_rounds,
         "eval_every": 1_000_000,
         "eval_max_examples": _rows_to_evaluate(job),
         "early_stopping": 0,
@@ -209,7 +206,6 @@ def _shortened(job: Job) -> Job:
         "canaries_options": {},
         "keep_uploads": 0,
         "stack_clients": job.stack_width if config.devices_per_client == 1 else config.stack_clients,
-        "num_workers": config.num_workers,
     }
     if config.privacy == "client":
         changes |= {"privacy": "none", "privacy_options": {}}
@@ -256,11 +252,6 @@ def _rows_to_evaluate(job: Job) -> int:
     each = num_tokens(rows) / max(len(rows), 1)
     wanted = EVALUATED_TOKENS * min(job.places, 8) / max(each, 1) / parts
     return max(1, min(int(wanted), job.config.eval_max_examples))
-
-
-def _ratio(done: Event, name: str) -> float:
-    raw = _number(done, f"raw_{name}")
-    return _number(done, name) / raw if raw else 1.0
 
 
 def _number(event: Event, name: str) -> float:

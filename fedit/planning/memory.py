@@ -21,7 +21,7 @@ _EVERY = 0.01
 _LIBRARIES = 0.7e9
 """Bytes of a process that has loaded PyTorch and transformers, where it cannot be asked."""
 _KEPT_A_TOKEN = 34
-"""Numbers of the hidden width that a layer keeps of a token for its backward pass; measured, attention included."""
+"""Numbers of the hidden width that a layer keeps of a token for its backward pass, attention included."""
 _RECOMPUTED_A_TOKEN = 2
 _LOGITS = 3
 """Copies of a token's logits in float32 that its loss has."""
@@ -107,7 +107,7 @@ def resident() -> int:
 
 
 def base_bytes(job: Job, parameters: int) -> int:
-    """Return the bytes of the base's weights in memory; of quantised ones those of its layers, with their scales."""
+    """Return the bytes of the base's weights in memory; of quantised ones with their scales."""
     device = choose_device(job.config.device)
     precise = job.config.tuning == "full" and job.config.dtype == "auto"
     each: float = choose_dtype("fp32" if precise else job.config.dtype, device).itemsize

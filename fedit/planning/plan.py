@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fedit.config import RunConfig
 from fedit.engines.sizing import fitting, num_workers
 from fedit.job import Job
+from fedit.model.adapted import FAST_TOKENS
+from fedit.model.hardware import choose_device, choose_dtype
 from fedit.planning import memory
 from fedit.planning.amounts import Amounts, Range, amounts_of
 from fedit.planning.durations import durations
@@ -17,6 +21,9 @@ from fedit.prepare import prepare
 
 _MEASURED_SPREAD = 1.3
 _COMPUTED_SPREAD = 1.7
+_KERNELS = 15e6
+_MOST_PASSES = 50
+"""On a CPU oneDNN keeps what it makes for a pass of so many rows in bfloat16, for some fifty of them; measured."""
 _SPARE = 1.05
 """Memory that has to be left, as a share of what is needed."""
 
@@ -25,8 +32,8 @@ _SPARE = 1.05
 class Memory:
     """Bytes of memory at the peak.
 
-    everything: of all processes of the run on this machine; server: of the one that aggregates; client: of one that
-                trains. They are the same process where there is one worker.
+    everything: of all processes of the run on this machine; server: of the one that aggregates; client: of one
+                that trains. They are the same process where there is one worker.
     device:     of the GPU; None: none is used, or nothing was measured on one.
     free, device_free: what there is for them; None: unknown.
     """
@@ -52,7 +59,8 @@ class Plan:
 
     seconds:  by part, in the order of a run; empty: nothing was measured.
     workers:  processes that train.
-    disk_free: bytes; advice: what would help where something does not suffice; assumptions: what the numbers rest on.
+    disk_free: bytes.
+    advice:   what would help where something does not suffice; assumptions: what the numbers rest on.
     """
 
     job: Job
@@ -164,7 +172,12 @@ def _computed(job: Job, amounts: Amounts, workers: int, resident: int) -> Memory
     if device_free is not None:
         device = Range.within(training, _COMPUTED_SPREAD)
         return Memory(
-            Range.within(resident * 2 + growth, _COMPUTED_SPREAD), resident + growth, resident, device, free, device_free
+            Range.within(resident * 2 + growth, _COMPUTED_SPREAD),
+            resident + growth,
+            resident,
+            device,
+            free,
+            device_free,
         )
     own = resident + growth
     if workers == 1:
@@ -182,7 +195,8 @@ def _as_measured(
     if peaks is None:
         return computed
     growth = _growth(amounts)
-    everything = peaks.everything + growth
+    kernels = _kernels(job, amounts, found)
+    everything = peaks.everything + growth + found.workers * kernels
     alone = found.workers == 1 and job.config.devices_per_client == 1
     spread = Range(everything, everything / _MEASURED_SPREAD, everything * _MEASURED_SPREAD)
     device = None
@@ -191,7 +205,7 @@ def _as_measured(
     return Memory(
         spread,
         resident + growth if alone else peaks.own + growth,
-        peaks.own if alone else peaks.other,
+        (peaks.own if alone else peaks.other) + kernels,
         device,
         None if free is None else free + resident,
         computed.device_free,
@@ -202,6 +216,18 @@ def _growth(amounts: Amounts) -> int:
     """Return how much larger the server's largest state is than its first, twice: before and after a round."""
     largest = max([amounts.played.first_state, *(one.state for one in amounts.played.rounds)])
     return 2 * (largest - amounts.played.first_state)
+
+
+def _kernels(job: Job, amounts: Amounts, found: Measured) -> int:
+    """Return the bytes by which a process grows after it was measured, as it meets passes of other sizes."""
+    device = choose_device(job.config.device)
+    if device.type != "cpu" or choose_dtype(job.config.dtype, device) != torch.bfloat16:
+        return 0
+    passes = (
+        max(amounts.steps.expected / found.stack, amounts.tokens.expected / FAST_TOKENS["cpu"]) / found.workers
+    )
+    more = min(passes, _MOST_PASSES) - min(found.passes, _MOST_PASSES)
+    return round(_KERNELS * max(more, 0))
 
 
 def _can_be_run(computed: Memory) -> bool:
@@ -250,11 +276,13 @@ def _assumptions(job: Job, amounts: Amounts, found: Measured | None, *, asked: b
     if found is not None:
         lines.append(
             f"measured for {found.seconds:.0f} s: short rounds of {found.clients} clients in {found.workers} "
-            f"{'process' if found.workers == 1 else 'processes'}, {found.tokens:,.0f} tokens in the timed one; other "
-            "programs on this machine take as much of it during the run as they did now"
+            f"{'process' if found.workers == 1 else 'processes'}, {found.tokens:,.0f} tokens in the timed one; "
+            "other programs take as much of this machine during the run as they did now"
         )
         if found.why_general:
-            lines.append(f"trains through transformers and PEFT, slower than fedit's fast path: {found.why_general}")
+            lines.append(
+                f"trains through transformers and PEFT, slower than fedit's fast path: {found.why_general}"
+            )
     elif asked:
         lines.append("nothing was measured, since memory would not suffice; times are unknown, memory is computed")
     else:

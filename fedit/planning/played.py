@@ -1,9 +1,10 @@
 """A job's rounds played without its model: who takes part, for how many steps, what travels and what is kept.
 
-The loop, the algorithm, the selection and the seeds are the run's own; only training is replaced by noise. Layers of
-one shape are played once, so that a round of a large model takes milliseconds.
+The loop, the algorithm, the selection and the seeds are the run's own; only training is replaced by noise. Layers
+of one shape are played once, so that a round of a large model takes milliseconds.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,7 @@ import torch
 
 from fedit import arms, lora, tensors
 from fedit.estimate import rows_per_step
-from fedit.facts import bytes_of, distinct_layers, entries_of
-from fedit.federation import heaviest
+from fedit.facts import bytes_of, distinct_layers, entries_of, tensors_of
 from fedit.job import Job
 from fedit.model.kinds import KINDS, Options
 from fedit.model.shapes import adapted_layers, empty_model
@@ -40,6 +40,8 @@ MOST_ENTRIES = 1e8
 MOST_TASKS = 1000
 """Clients' rounds that are played; likewise."""
 FEWEST_ROUNDS = 3
+_HEADER = 100
+"""Bytes that a file of tensors has for the name and shape of each."""
 TUNED = "tuned"
 """Module that stands for all tensors where what is trained is no LoRA: such algorithms treat all of them alike."""
 
@@ -65,7 +67,12 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A client in a round. steps: of the adapter that leaves; tokens: of all that it trains, expected."""
+    """A client in a round.
+
+    steps: of the adapter that leaves; tokens: of all that it trains, expected.
+    up, down: bytes that it sends and is sent; of those extra_up is what the algorithm has beside the adapter, and
+            ledger what it is sent as a correction of the base.
+    """
 
     client: str
     steps: int
@@ -73,6 +80,7 @@ class Task:
     up: int
     down: int
     extra_up: int
+    ledger: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +184,6 @@ def play_rounds(job: Job, layers: Layers) -> Played:
         seed=job.config.seed,
         min_clients=arm.min_clients,
         weigh=lambda client: client.num_examples if job.config.weighting == "examples" else 1.0,
-        heaviest=lambda client: heaviest(job.config, client),
     ):
         tasks = engine.take()
         each = sum(task.down for task in tasks) / max(len(tasks), 1)
@@ -246,7 +253,7 @@ class _Clients:
         moments = 2 if job.config.optimizer == "adamw" else int(job.config.momentum > 0)
         for client, own in self._own.items():
             state = self._players[client].state
-            held = bytes_of(state.private, self._counts) + bytes_of(state.memory, self._counts) + own
+            held = own + _file_bytes((state.private, state.memory), self._counts)
             if job.config.client_optimizer == "keep":
                 held += moments * 4 * round(trained * self._scale())
             if job.config.objective == "dpo":
@@ -262,7 +269,9 @@ class _Clients:
         player = self._players[task.client_id]
         sent = task.broadcast
         start = lora.completed({**sent.adapter, **player.state.private}, self._start)
-        whole = replace(task, broadcast=replace(sent, adapter=start, scale=1.0 if sent.scale is None else sent.scale))
+        whole = replace(
+            task, broadcast=replace(sent, adapter=start, scale=1.0 if sent.scale is None else sent.scale)
+        )
         phases = self._strategy.phases(whole, player.state)
         rows = player.info.num_examples
         steps, tokens = 0, 0.0
@@ -270,7 +279,7 @@ class _Clients:
             own = share_of(task.training, phase.share, rows)
             count = self._steps(task.client_id, own, rows)
             steps += 0 if phase.own else count
-            tokens += own.tokens or count * rows_per_step(own, rows) * self._tokens[task.client_id]
+            tokens += count * rows_per_step(own, rows) * self._tokens[task.client_id]
         self._own[task.client_id] = sum(phase.own for phase in phases) * bytes_of(start, self._counts)
         _, update = play(self._strategy, player, sent, start, task.round, task.training, task.seed)
         self.last, self.last_sent = update, (sent.adapter, sent.ledger, sent.extra)
@@ -283,6 +292,7 @@ class _Clients:
                 bytes_of(update.delta, self._counts) + extra,
                 sum(bytes_of(held, self._counts) for held in self.last_sent),
                 extra,
+                bytes_of(sent.ledger, self._counts),
             )
         )
         return update
@@ -291,7 +301,7 @@ class _Clients:
         if training.tokens is None:
             return steps_of(training, rows)
         each = rows_per_step(training, rows) * self._tokens[client]
-        return max(1, -(-training.tokens // max(int(each), 1)))
+        return max(1, math.ceil(training.tokens / max(each, 1)))
 
 
 def _initial(job: Job, layers: Layers) -> tuple[Tensors, dict[str, int]]:
@@ -300,6 +310,8 @@ def _initial(job: Job, layers: Layers) -> tuple[Tensors, dict[str, int]]:
     if not layers.modules:
         return {f"{TUNED}.value": torch.zeros(1, dtype=dtype)}, {TUNED: layers.others}
     distinct, counts = distinct_layers(list(layers.modules.values()))
+    if type(job.strategy).settled is not Strategy.settled:  # it treats layers by their names
+        distinct, counts = dict(layers.modules), dict.fromkeys(layers.modules, 1)
     adapter = fresh(distinct, job.config.rank, job.config.seed)
     return tensors.flatten({name: tensor.to(dtype) for name, tensor in adapter.items()}), counts
 
@@ -322,7 +334,10 @@ def _foreseen(pace: object) -> bool:
 
 
 def _state_bytes(state: ServerState, counts: Mapping[str, int]) -> int:
-    held = (state.adapter, state.ledger, state.memory, state.schedule, state.privacy)
-    return sum(bytes_of(part, counts) for part in held)
+    return _file_bytes((state.adapter, state.ledger, state.memory, state.schedule, state.privacy), counts)
 
 
+def _file_bytes(parts: Sequence[Tensors], counts: Mapping[str, int]) -> int:
+    """Return the bytes of a file of tensors."""
+    named = {module: count for module, count in counts.items() if module != TUNED}
+    return sum(bytes_of(held, counts) + _HEADER * tensors_of(held, named) for held in parts)
