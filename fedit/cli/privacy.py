@@ -1,6 +1,5 @@
 """``fedit privacy``: what noise is worth, what a job's privacy comes to, what a run has promised and spent."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,26 +71,10 @@ def plan(
     if as_json:
         print_json(found.as_dict())
         return
-    out, own = console(), found.privacy
+    out = console()
     out.soft_wrap = True
-    ends = "" if found.affords is None else f"; the limit {own['max_epsilon']} ends them after {found.affords}"
-    out.print(
-        f"{found.rounds} rounds spend epsilon {_shown(found.epsilon.value)} at delta {own['delta']:.3g}{ends}"
-    )
-    out.print(f"  {_shown(found.epsilon.rdp)} by the looser accountant (RDP)")
-    out.print(f"  neighbours: {own['neighbours']}; {own['reason']}")
-    expected, noise = own["expected_cohort"], own["noise_multiplier"]
-    out.print(f"noise of {noise:.4g} clip norms on the sum of {expected:.4g} expected clients")
-    out.print(
-        f"  on each of {found.parameters:,} numbers of the mean: standard deviation {found.noise_std:.3g}",
-        soft_wrap=True,
-    )
-    out.print(
-        f"  all together {found.noise_norm:.3g}: {found.noise_to_signal:.3g} times the largest signal",
-        soft_wrap=True,
-    )
-    for line in found.advice:
-        out.print(f"- {line}")
+    for line in found.lines():
+        out.print(line)
 
 
 @app.command("report", epilog="Example: fedit privacy report runs/first")
@@ -120,14 +103,11 @@ def report(folder: RunDir, as_json: AsJson = False) -> None:
 
 
 def _print_spent(noise: float, spent: "Epsilon", delta: float, as_json: bool) -> None:
+    from fedit.privacy.accounting import finite
+
     if as_json:
-        known = {"epsilon": spent.value, "epsilon_rdp": spent.rdp}
-        finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
-        print_json({**finite, "noise_multiplier": noise, "delta": delta})
+        found = {"epsilon": finite(spent.value), "epsilon_rdp": finite(spent.rdp)}
+        print_json({**found, "noise_multiplier": noise, "delta": delta})
         return
-    epsilons = f"epsilon {_shown(spent.value)} at delta {delta:g} (RDP: {_shown(spent.rdp)})"
+    epsilons = f"epsilon {spent.shown} at delta {delta:g} (RDP: {spent.shown_rdp})"
     console().print(f"noise multiplier {noise:.6g}: {epsilons}")
-
-
-def _shown(epsilon: float) -> str:
-    return f"{epsilon:.4g}" if math.isfinite(epsilon) else "unbounded"

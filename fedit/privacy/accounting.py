@@ -59,6 +59,26 @@ class Epsilon:
         """The figure that counts: the tight one where there is one."""
         return self.rdp if self.pld is None else self.pld
 
+    @property
+    def shown(self) -> str:
+        """The figure that counts, for people."""
+        return shown(self.value)
+
+    @property
+    def shown_rdp(self) -> str:
+        """The looser figure, for people."""
+        return shown(self.rdp)
+
+
+def shown(epsilon: float) -> str:
+    """Return an epsilon for people."""
+    return f"{epsilon:.4g}" if math.isfinite(epsilon) else "unbounded"
+
+
+def finite(epsilon: float) -> float | None:
+    """Return an epsilon for JSON, which has no infinity: None."""
+    return epsilon if math.isfinite(epsilon) else None
+
 
 def epsilon(noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> Epsilon:
     """Return what ``steps`` rounds spend whose units each take part by a coin, neighbours differing in one unit.

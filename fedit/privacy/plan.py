@@ -8,18 +8,17 @@ from typing import cast
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, FeditError
 from fedit.facts import bytes_of_a_round
-from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon_of
+from fedit.privacy import build_privacy
+from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon_of, finite
 from fedit.privacy.client import ClientPrivacy
-from fedit.privacy.setup import client_level, client_privacy, planned
+from fedit.privacy.example import ExampleLevel
+from fedit.privacy.exampleplan import LOUD, WEAK, ExamplePlan, plan_examples
+from fedit.privacy.setup import client_privacy, planned
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
 
 FEWER = ("ffa_lora", "fedsvd", "fed_sb")
 """Algorithms that send fewer numbers, and whose noise is no product of two."""
-LOUD = 1.0
-"""Noise over signal above which a round teaches less than it blurs."""
-WEAK = 10.0
-"""Epsilon above which the bound itself excludes little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, object]:
         """Return it by name; an infinite epsilon is None."""
-        finite = {"epsilon": self.epsilon.value, "epsilon_rdp": self.epsilon.rdp}
         return {
             **self.privacy,
-            **{name: value if math.isfinite(value) else None for name, value in finite.items()},
+            "epsilon": finite(self.epsilon.value),
+            "epsilon_rdp": finite(self.epsilon.rdp),
             "rounds": self.rounds,
             "parameters": self.parameters,
             "noise_std": self.noise_std,
@@ -59,20 +58,35 @@ class Plan:
             "advice": list(self.advice),
         }
 
+    def lines(self) -> list[str]:
+        """Return it in words."""
+        own = self.privacy
+        ends = "" if self.affords is None else f"; the limit {own['max_epsilon']} ends them after {self.affords}"
+        return [
+            f"{self.rounds} rounds spend epsilon {self.epsilon.shown} at delta {own['delta']:.3g}{ends}",
+            f"  {self.epsilon.shown_rdp} by the looser accountant (RDP)",
+            f"  neighbours: {own['neighbours']}; {own['reason']}",
+            f"noise of {own['noise_multiplier']:.4g} clip norms on the sum of {own['expected_cohort']:.4g} "
+            "expected clients",
+            f"  on each of {self.parameters:,} numbers of the mean: standard deviation {self.noise_std:.3g}",
+            f"  all together {self.noise_norm:.3g}: {self.noise_to_signal:.3g} times the largest signal",
+            *(f"- {line}" for line in self.advice),
+        ]
 
-def plan(config: RunConfig) -> Plan:
+
+def plan(config: RunConfig) -> Plan | ExamplePlan:
     """Return what a job comes to; reads rows and the model's shapes, loads no weights.
 
     Raises:
-        ConfigError: the job asks for no client-level privacy.
+        ConfigError: the job asks for no privacy.
         UserError: it cannot be prepared.
     """
     from fedit.model.shapes import adapted_shapes, empty_model
     from fedit.model.targets import choose_targets
     from fedit.prepare import prepare
 
-    if client_level(config) is None:
-        raise ConfigError(f"privacy is {config.privacy}; a plan needs privacy=client and privacy_options.")
+    if config.privacy == "none":
+        raise ConfigError("privacy is none; a plan needs privacy=client or privacy=example, and privacy_options.")
     # A limit that not even one round keeps to is what a plan has to say, not what keeps it from being made.
     limit = (
         {} if "epsilon" in config.privacy_options else {"max_epsilon": config.privacy_options.get("max_epsilon")}
@@ -81,6 +95,10 @@ def plan(config: RunConfig) -> Plan:
     job = prepare(config.model_copy(update={"privacy_options": free}))
     model = empty_model(job.source)
     shapes = adapted_shapes(model, choose_targets(model, job.config.lora_target_modules))
+    if job.example_level is not None:
+        level = build_privacy(config.privacy, config.privacy_options)
+        assert isinstance(level, ExampleLevel)
+        return plan_examples(job, level, shapes)
     given = {name: value for name, value in limit.items() if value is not None}
     config = job.config.model_copy(update={"privacy_options": {**job.config.privacy_options, **given}})
     return plan_of(config, job.strategy, len(job.seen), shapes, config.rank)

@@ -64,7 +64,7 @@ def noise_of(
 
 def _least_noise(epsilon: float, charges: Iterable[Charge], delta: float) -> float:
     """Return the least noise multiplier at which no client's charge spends more than ``epsilon``."""
-    waiting = _undominated(charges)
+    waiting = undominated(charges)
     noise = 0.0
     for charge in waiting:
         # Who is safe at the noise that others need needs no search of its own.
@@ -81,11 +81,11 @@ def most_spent(ledger: Ledger) -> Epsilon:
     own = [ledger.charges(client) for client in ledger.units()]
     if any(len(charges) != 1 for charges in own) or len({charges[0].noise_multiplier for charges in own}) > 1:
         return ledger.most()
-    found = [epsilon_of((charge,), ledger.delta) for charge in _undominated(charges[0] for charges in own)]
+    found = [epsilon_of((charge,), ledger.delta) for charge in undominated(charges[0] for charges in own)]
     return max(found, key=lambda epsilon: epsilon.value, default=Epsilon(0.0, 0.0))
 
 
-def _undominated(charges: Iterable[Charge]) -> list[Charge]:
+def undominated(charges: Iterable[Charge]) -> list[Charge]:
     """Return the charges of which no other has at least the rate and the steps, those of most signal first."""
     found: list[Charge] = []
     for charge in sorted(set(charges), key=lambda c: (-c.rate, -c.steps)):

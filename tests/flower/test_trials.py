@@ -48,6 +48,11 @@ def trial(tmp_path_factory, tiny, importable, request):
     own.stop()
 
 
+def hears_interrupts():
+    """Undo that what runs in a shell's background ignores Ctrl-C, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Screen:
     """A command of fedit's on a terminal; ``text`` is all that it wrote there, without colours."""
 
@@ -56,8 +61,9 @@ class Screen:
         command = [sys.executable, "-m", "fedit", *arguments]
         environment = {**own.environment, "COLUMNS": "150", "LINES": "40"}
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=own.folder
-        )
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=own.folder,
+            preexec_fn=hears_interrupts,
+        )  # fmt: skip
         os.close(theirs)
         self.text = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -74,7 +80,11 @@ class Screen:
     def interrupt(self):
         """Press Ctrl-C and return the exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(60)
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
         self._reader.join(10)
         os.close(self._own)
         return code

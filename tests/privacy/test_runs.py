@@ -221,6 +221,33 @@ def test_a_plan_says_what_a_job_comes_to_and_what_would_help(tmp_path, job):
     assert "times the largest signal" in cli("privacy", "plan", file)
 
 
+def test_a_plan_of_private_steps_is_that_of_the_client_whom_they_cost_most(tmp_path, job):
+    from fedit.privacy.accounting import epsilon
+    from fedit.privacy.plan import plan
+
+    config = job(
+        privacy="example", clients_per_round=0.5, local_steps=4, num_rounds=4,
+        privacy_options={"clip_norm": 0.1, "noise_multiplier": 1.0, "max_epsilon": 4.0, "delta": 1e-3},
+    )  # fmt: skip
+    found = plan(config)
+    fewest = min(prepare(config).sizes.values())
+    assert found.examples == fewest
+    assert found.epsilon.value == pytest.approx(epsilon(1.0, 2 / fewest, 4 * 4, 1e-3).value)
+    assert found.likely_epsilon.value == pytest.approx(epsilon(1.0, 2 / fewest, 4 * 2, 1e-3).value)
+    afforded = [rounds for rounds in range(5) if epsilon(1.0, 2 / fewest, 4 * rounds, 1e-3).value <= 4]
+    assert found.affords == (None if afforded[-1] == 4 else afforded[-1])
+    assert found.parameters == 896
+    assert found.noise_to_signal == pytest.approx(896**0.5 / 2)
+    assert found.round_noise == pytest.approx(896**0.5 / 2 / (4 * 3) ** 0.5)
+    assert json.dumps(found.as_dict())
+    assert any("most_rounds" in line for line in found.lines())
+    fewer = plan(config.model_copy(update={"privacy_options": {**config.privacy_options, "most_rounds": 1}}))
+    assert fewer.rounds == fewer.likely == 1
+    assert fewer.epsilon.value < found.likely_epsilon.value
+    with pytest.raises(ConfigError, match="privacy is none"):
+        plan(job(privacy="none", privacy_options={}))
+
+
 def test_a_run_without_privacy_says_so(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "events.jsonl").write_text('{"event": "arm_started", "round": 0}\n')

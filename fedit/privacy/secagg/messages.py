@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self, TypeVar, cast
@@ -180,7 +180,8 @@ def _whole(least: int, most: int) -> Callable[[object], int]:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    # An integer of JSON may have more digits than a float can hold.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise ProtocolError("expected a finite number from 0")
     return float(value)
 
