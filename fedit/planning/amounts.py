@@ -13,9 +13,9 @@ from fedit.facts import distinct_layers
 from fedit.job import Job
 from fedit.objectives import num_tokens
 from fedit.planning.played import Layers, Played, Round, Task, layers_of, play_rounds
-from fedit.privacy.accounting import epsilon_of
+from fedit.privacy.accounting import Charge, epsilon_of
 from fedit.privacy.setup import client_privacy, client_sampling, planned
-from fedit.privacy.spending import charge_of
+from fedit.privacy.spending import charge_of, undominated
 from fedit.privacy.steps import steps_of
 from fedit.seeds import derive
 from fedit.store import GENERATIONS
@@ -299,13 +299,12 @@ def _of_examples(job: Job, played: Played) -> Range | None:
     training = job.training()
     delta = level.delta_for(max(job.sizes.values()))
     counts = Counter(task.client for one in played.rounds for task in one.tasks)
-    spent: list[float] = []
+    charges: set[Charge] = set()
     for client, times in counts.items():
         task = ClientTask(2, client, Broadcast({}, scale=1.0), training, 0)
         charge = charge_of(job.strategy, task, job.sizes[client])
-        times = min(times, level.most_rounds or times)
-        spent.append(epsilon_of((replace(charge, steps=times * charge.steps),), delta).value)
-    worst = max(spent, default=0.0)
+        charges.add(replace(charge, steps=min(times, level.most_rounds or times) * charge.steps))
+    worst = max((epsilon_of((charge,), delta).value for charge in undominated(charges)), default=0.0)
     if not math.isfinite(worst):
         return None
     worst = min(worst, level.limit)
