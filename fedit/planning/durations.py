@@ -70,10 +70,15 @@ def _evaluations(job: Job, amounts: Amounts) -> int:
 
 def _reference(job: Job, amounts: Amounts, found: Measured) -> float:
     """Return the seconds in which clients ask the reference about their preferences, each once."""
+    return found.evaluation * reference_tokens(job, amounts)
+
+
+def reference_tokens(job: Job, amounts: Amounts) -> int:
+    """Return the tokens that clients ask the reference about, before they learn preferences."""
     if job.config.objective != "dpo":
-        return 0.0
+        return 0
     asked = {task.client for one in amounts.played.rounds for task in one.tasks}
-    return found.evaluation * sum(num_tokens(job.learnt(job.clients[client])) for client in asked)
+    return sum(num_tokens(job.learnt(job.clients[client])) for client in asked)
 
 
 def _answers(job: Job, found: Measured) -> Range:

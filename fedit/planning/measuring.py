@@ -216,7 +216,7 @@ def _shortened(job: Job) -> Job:
     if config.objective == "dpo":
         # A pair costs what its two answers do; what the reference says of every pair is added to a plan apart.
         changes |= {"objective": "sft"}
-    changes["batch_size"] = _rows_of_a_pass(job)
+    changes["batch_size"] = _rows_of_a_pass(job) * (2 if config.objective == "dpo" else 1)
     workers = config.num_workers or min(job.places, MOST_WORKERS)
     for cohort in (workers * job.stack_width, FEWEST_CLIENTS):
         if job.cohort_size > cohort and job.strategy.buffer is None:

@@ -15,7 +15,7 @@ from fedit.model.adapted import FAST_TOKENS
 from fedit.model.hardware import choose_device, choose_dtype
 from fedit.planning import memory
 from fedit.planning.amounts import Amounts, Range, amounts_of
-from fedit.planning.durations import durations
+from fedit.planning.durations import durations, reference_tokens
 from fedit.planning.measuring import Measured, measure
 from fedit.prepare import prepare
 
@@ -223,10 +223,10 @@ def _kernels(job: Job, amounts: Amounts, found: Measured) -> int:
     device = choose_device(job.config.device)
     if device.type != "cpu" or choose_dtype(job.config.dtype, device) != torch.bfloat16:
         return 0
-    passes = (
-        max(amounts.steps.expected / found.stack, amounts.tokens.expected / FAST_TOKENS["cpu"]) / found.workers
-    )
-    more = min(passes, _MOST_PASSES) - min(found.passes, _MOST_PASSES)
+    full = FAST_TOKENS["cpu"]
+    passes = max(amounts.steps.expected / found.stack, amounts.tokens.expected / full)
+    passes += amounts.evaluated / full + 2 * reference_tokens(job, amounts) / full
+    more = min(passes / found.workers, _MOST_PASSES) - min(found.passes, _MOST_PASSES)
     return round(_KERNELS * max(more, 0))
 
 

@@ -20,7 +20,7 @@ TOKENS = 1.15
 SHORT = ["num_workers=1", "max_examples=12", "held_out=1", "num_rounds=3", "local_steps=2", "eval_every=3"]
 RECIPES = {
     "demo": ["max_new_tokens=8"],
-    "preferences": ["batch_size=2"],
+    "preferences": ["batch_size=2", "max_examples=6"],
     "dolly-cpu": ["dataset=skills", "prompt_template=alpaca", "batch_size=4", "num_clients=6"],
 }
 
