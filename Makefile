@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
+.PHONY: setup demo test test-slow test-deploy chaos check fix docs-check dist bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -24,6 +24,7 @@ help:
 	@echo "make check       formatting, lint, types, import rules; make fix repairs what it can"
 	@echo "make fuzz        broken input for every parser; SECONDS=n a target; make sbom: the parts list of the"
 	@echo "                 installation; make audit: known weaknesses of its packages"
+	@echo "make dist        sdist and wheel into dist/"
 	@echo "make bench       measurements beside the peers, hours; make bench-quick: a quarter of an hour; bench-cuda: one GPU;"
 	@echo "                 make bench-products: the server's half of each strategy, minutes; bench-deploy: over Flower"
 
@@ -76,6 +77,11 @@ fix: setup
 
 docs-check: setup
 	$(PYTEST) -m slow tests/docs
+
+# sdist and wheel into dist/; nothing is fetched, the build's own needs are in the environment.
+dist: setup
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 # Broken input for every parser; exits with 1 where something breaks. TARGETS="rows_csv policy" for some of them.
 SECONDS ?= 10

@@ -26,7 +26,9 @@ def save(folder: Path, server: ServerState) -> None:
     content = tensorfiles.encode(parts, {"round": str(server.round), "scale": repr(server.scale)})
     with new_folder(_path(folder, server.round)) as temporary:
         (temporary / "state.safetensors").write_bytes(content)
-        (temporary / "state.json").write_text(json.dumps({"round": server.round, "version": 3}) + "\n")
+        (temporary / "state.json").write_text(
+            json.dumps({"round": server.round, "version": 3}) + "\n", encoding="utf-8"
+        )
 
 
 def load(folder: Path, round: int) -> ServerState:

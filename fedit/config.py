@@ -301,6 +301,8 @@ class RunConfig(BaseModel):
     num_workers: PositiveInt | None = Field(None, json_schema_extra=_in("run"))
     """Processes that train and evaluate. Default: one a core or GPU; 1: all in this one. Results do not change."""
 
+    report_to: list[Literal["trackio", "wandb", "mlflow"]] = Field([], json_schema_extra=_in("run"))
+    """Trackers that hear of a run, beside events.jsonl and TensorBoard's files, which are always written."""
     devices_per_client: PositiveInt = Field(1, json_schema_extra=_in("run"))
     """GPUs (on a CPU: processes) that compute each client's gradient together, each with the whole base."""
     stack_clients: PositiveInt | None = Field(None, json_schema_extra=_in("run"))

@@ -13,7 +13,9 @@
     │   └── UpdatesConsumed  a cohort's updates were read twice
     ├── DamagedPayload       what was sent is not what arrived
     ├── ProtocolError        a message that breaks the rules of secure aggregation
-    └── JudgeError           a judge that does not answer
+    ├── HubError             a hub that refuses, or cannot be reached
+    ├── JudgeError           a judge that does not answer
+    └── ServeError           a server that ended by itself
 
 A message says what was found, what was expected and what to do, with values in it.
 """
@@ -78,8 +80,16 @@ class ProtocolError(FeditError):
     """A message of secure aggregation that no honest sender sends, or not now; nothing is answered to it."""
 
 
+class HubError(FeditError):
+    """The hub refuses what it was asked, or cannot be reached."""
+
+
 class JudgeError(FeditError):
     """A judge's endpoint does not answer, or not with what it should."""
+
+
+class ServeError(FeditError):
+    """The server behind which a model was put ended by itself, or did not start."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from fedit.errors import RunFolderError
 from fedit.reading import parse_json
 
 _ASIDE = ".old.tmp"
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -118,10 +119,15 @@ def safe_name(text: str) -> str:
     ('client-3', '..%2Fx-6ae6e7d5')
     """
     quoted = quote(text, safe="")
-    if quoted == text and text == text.lower() and len(text) <= 80:
+    if quoted == text and text == text.lower() and len(text) <= 80 and not _taken_by_windows(text):
         return text
     # Some file systems do not tell capitals from small letters, and names have a longest length.
     return f"{quoted[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _taken_by_windows(name: str) -> bool:
+    """Return whether Windows takes a name for a device, or drops its last point."""
+    return name.endswith(".") or name.partition(".")[0] in _DEVICES
 
 
 def cache_dir() -> Path:

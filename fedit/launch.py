@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedit import arms, checkpoint
-from fedit.comparison import compare, score_arm, score_base
+from fedit.comparison import arm_folder, compare, score_arm, score_base
 from fedit.compute import Compute, Here, Workers
 from fedit.config import RunConfig
 from fedit.data.manifest import Partition
@@ -36,6 +36,8 @@ from fedit.runfolder import (
     settings_hash,
     to_yaml,
 )
+from fedit.tracking.listening import tracked
+from fedit.tracking.trackers import check_trackers
 
 CANARIES = "canaries.json"
 """Secrets that were planted, and with whom."""
@@ -74,6 +76,7 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
     """
     folder = Path(out)
     refuse_taken(folder)
+    check_trackers(config.report_to)
     check_writable(folder)
     with only_worker(folder), pool_of(config, folder, config.num_threads) as pool:
         job = prepare(config, _teller(listener))
@@ -173,6 +176,15 @@ def go(job: Job, compute: Compute, folder: Path, listener: Listener | None, *, e
 
     expect: whether the time it takes is estimated first.
     """
+    with tracked(job.config, folder, lambda arm: _log_folder(folder, arm), listener) as heard:
+        return _go(job, compute, folder, heard, expect=expect)
+
+
+def _log_folder(folder: Path, arm: str) -> Path:
+    return folder if arm == arms.FEDERATED else arm_folder(folder, arm)
+
+
+def _go(job: Job, compute: Compute, folder: Path, listener: Listener, *, expect: bool) -> Result:
     log = EventLog(folder, listener, arm=arms.FEDERATED)
     done = max(checkpoint.rounds(folder / "server"), default=0)
     if reason := compute.why_general():

@@ -116,7 +116,7 @@ def read_identity(folder: Path) -> dict[str, object]:
 
 def settings_hash(config: RunConfig) -> str:
     """Return the SHA-256 of all settings that bear on results."""
-    values = config.model_dump(mode="json", exclude={"num_threads", "num_workers"})
+    values = config.model_dump(mode="json", exclude={"num_threads", "num_workers", "report_to"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -159,7 +159,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe.tmp"
-        probe.write_text("")
+        probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise RunFolderError(f"cannot write to {folder}: {reason(error)}") from error

@@ -1,7 +1,7 @@
 """Reading settings: job files, ``key=value`` arguments and flags become a RunConfig; every error has a place."""
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, Union, get_args, get_origin
@@ -16,6 +16,9 @@ from fedit.reading import Unreadable, parse_toml, parse_yaml, read_settings_text
 
 STUDY = "study."
 """What the names of a study's settings begin with, outside their section."""
+
+SWEEP = "sweep."
+"""What the names of a sweep's axes begin with, outside their section."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -66,11 +69,15 @@ SYNONYMS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A valid job, what a study adds to it, and where each value that is not a default came from."""
+    """A valid job, what a study adds to it, and where each value that is not a default came from.
+
+    sweep: setting -> the values that a sweep goes through, as they are written.
+    """
 
     config: RunConfig
     origins: Mapping[str, str] = field(default_factory=dict)
     study: StudyConfig = field(default_factory=StudyConfig)
+    sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
 def load(
@@ -81,6 +88,35 @@ def load(
     Raises:
         ConfigError: all that is wrong, each with its place and what to do.
     """
+    values, origins, problems = _gather(job, overrides, flags)
+    own = {name.partition(".")[2]: value for name, value in values.items() if name.startswith(STUDY)}
+    places = {name.partition(".")[2]: where for name, where in origins.items() if name.startswith(STUDY)}
+    study = _validate(StudyConfig, own, places, problems)
+    axes = _axes(values, origins, problems)
+    rest = {name: value for name, value in values.items() if not name.startswith((STUDY, SWEEP))}
+    config = _validate(RunConfig, rest, origins, problems)
+    if problems or config is None or study is None:
+        raise ConfigError("\n".join(problems))
+    return Settings(config, origins, study, axes)
+
+
+def load_axes(job: str | Path | None, overrides: Iterable[str] = ()) -> Mapping[str, Sequence[object]]:
+    """Return the axes of a job's sweep; its other settings are read, but not yet asked whether they can work.
+
+    Raises:
+        ConfigError: a file, a name or an axis is wrong.
+    """
+    values, origins, problems = _gather(job, overrides, None)
+    axes = _axes(values, origins, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return axes
+
+
+def _gather(
+    job: str | Path | None, overrides: Iterable[str], flags: Mapping[str, object] | None
+) -> tuple[dict[str, object], dict[str, str], list[str]]:
+    """Return the values of all layers, where each comes from, and which names are wrong."""
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
@@ -90,14 +126,7 @@ def load(
     _merge([_parse_override(text) for text in overrides], values, origins, problems)
     given = [(name, value, f"--{name}") for name, value in (flags or {}).items() if value is not None]
     _merge(given, values, origins, problems)
-    own = {name.partition(".")[2]: value for name, value in values.items() if name.startswith(STUDY)}
-    places = {name.partition(".")[2]: where for name, where in origins.items() if name.startswith(STUDY)}
-    study = _validate(StudyConfig, own, places, problems)
-    rest = {name: value for name, value in values.items() if not name.startswith(STUDY)}
-    config = _validate(RunConfig, rest, origins, problems)
-    if problems or config is None or study is None:
-        raise ConfigError("\n".join(problems))
-    return Settings(config, origins, study)
+    return values, origins, problems
 
 
 def load_config(job: str | Path | None = None, **changes: object) -> RunConfig:
@@ -201,8 +230,8 @@ def _flatten(
     found: list[tuple[str, object, str]] = []
     for key, value in values.items():
         # "model" is a section and a setting: it is the section when it holds settings.
-        if key in (*SECTIONS, "study") and isinstance(value, dict):
-            prefix = STUDY if key == "study" else ""
+        if key in (*SECTIONS, "study", "sweep") and isinstance(value, dict):
+            prefix = {"study": STUDY, "sweep": SWEEP}.get(str(key), "")
             found += [(f"{prefix}{k}", v, where((str(key), str(k)))) for k, v in value.items()]
         else:
             found.append((str(key), value, where((str(key),))))
@@ -241,6 +270,12 @@ def _merge(
             else:
                 values[name] = value
                 origins[name] = where
+        elif head == SWEEP.rstrip("."):
+            if tail.partition(".")[0] not in RunConfig.model_fields:
+                problems.append(f"{where}: unknown setting '{tail}'{_suggest(tail)}")
+            else:
+                values[name] = value
+                origins[name] = where
         elif head not in RunConfig.model_fields:
             problems.append(f"{where}: unknown setting '{name}'{_suggest(head)}")
         elif tail:
@@ -250,6 +285,26 @@ def _merge(
         else:
             values[head] = value
             origins[head] = where
+
+
+def _axes(
+    values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]
+) -> dict[str, Sequence[object]]:
+    """Return setting -> values of a sweep's axes; what is wrong with them goes among ``problems``."""
+    axes: dict[str, Sequence[object]] = {}
+    for name, value in values.items():
+        setting = name.removeprefix(SWEEP)
+        if setting == name:
+            continue
+        if not isinstance(value, list) or not value:
+            problems.append(f"{origins[name]}: {name} is {shown(value)}; expected a list of values of {setting}")
+        elif any(one in value[:place] for place, one in enumerate(value)):
+            problems.append(f"{origins[name]}: {name} names a value twice")
+        elif setting == "seed":
+            problems.append(f"{origins[name]}: seed is no axis; set study.seeds, over which intervals are taken")
+        else:
+            axes[setting] = value
+    return axes
 
 
 def _suggest(name: str) -> str:

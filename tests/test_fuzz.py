@@ -18,6 +18,7 @@ OURS = {
     "fedit.follower_process": "a pipe from the process that started it",
     "fedit.report.summary": "what the same run wrote, whose log decides",
     "fedit.data.encoding": "a tokenizer that the tokenizers library has read",
+    "fedit.export.ggufvocabulary": "a tokenizer that the tokenizers library has read",
     "fedit.flower.server_app": "settings that fedit deploy sent, validated by their model",
     "fedit.privacy.secagg.members": "what a client wrote for itself of a round that is under way",
     "fedit.privacy.audit.run": "canaries, compared as a whole with those that the settings give",

@@ -6,18 +6,22 @@ import typer
 
 from fedit.cli import (
     aggregate,
+    bench,
     chat,
     data,
     deploy,
     doctor,
+    export,
     judge,
     listing,
+    migrate,
     plan,
     privacy,
     privacyaudit,
     report,
     run,
     study,
+    sweep,
     ui,
 )
 
@@ -47,6 +51,7 @@ def _root(
 app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("study", epilog=study.EPILOG)(study.study)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
@@ -55,9 +60,14 @@ app.add_typer(deploy.app, name="deploy")
 app.add_typer(privacy.app, name="privacy")
 privacy.app.command("audit", epilog=privacyaudit.EPILOG)(privacyaudit.audit)
 app.command("aggregate", epilog=aggregate.EPILOG)(aggregate.aggregate)
+app.command("import", epilog=migrate.EPILOG)(migrate.import_)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("chat", epilog=chat.EPILOG)(chat.chat)
 app.command("judge", epilog=judge.EPILOG)(judge.judge)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
+app.command("export", epilog=export.EPILOG)(export.export)
+app.command("push", epilog=export.PUSH_EPILOG)(export.push)
+app.command("serve", epilog=export.SERVE_EPILOG)(export.serve)
 app.command("ui", epilog=ui.EPILOG)(ui.ui)
 app.command("votes", epilog=ui.VOTES_EPILOG)(ui.votes)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

@@ -107,7 +107,7 @@ def server(
     It starts Flower's SuperLink, lets in the sites whose keys it has, starts again what dies, and lets runs that
     ended early go on from their last whole round.
     """
-    _require("fedit deploy server")
+    _require("fedit deploy server", posix=True)
     from fedit.flower.layout import Deployment, is_loopback
     from fedit.flower.server import supervise_server
 
@@ -142,7 +142,7 @@ def node(
 
     It joins the server of the bundle and does the jobs that policy.toml allows; what dies is started again.
     """
-    _require("fedit deploy node")
+    _require("fedit deploy node", posix=True)
     from fedit.flower.layout import Site
     from fedit.flower.node import supervise_node
 
@@ -306,9 +306,11 @@ def _look_at_site(site: "Site") -> tuple[dict[str, object], "RenderableType"]:
     return facts, node_view(facts)
 
 
-def _require(command: str) -> None:
-    from fedit.flower.extra import require
+def _require(command: str, *, posix: bool = False) -> None:
+    from fedit.flower.extra import require, require_posix
 
+    if posix:
+        require_posix(command)
     require(command, "flwr", "cryptography")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fedit.cli.live import duration
 from fedit.cli.output import plain_table
+from fedit.cli.progress import duration
 
 if TYPE_CHECKING:
     from fedit.flower.control import RunStatus, SiteStatus

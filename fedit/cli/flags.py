@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic.fields import FieldInfo
 
+from fedit.cli.completion import names_of
 from fedit.config import RunConfig
 
 
@@ -52,6 +53,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=f"Settings: {section(field)}",
         show_default=default_text(field) or False,
         metavar=_metavar(field),
+        autocompletion=names_of(name, field),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
+from fedit.cli.completion import kinds
 from fedit.cli.output import AsJson, console, plain_table, print_json, working
 from fedit.cli.sources import described
 from fedit.errors import ConfigError, UnknownName
@@ -71,6 +72,7 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="KIND",
+            autocompletion=kinds,
             help="strategies, transforms, partitions, selections, devices, stragglers, availabilities, templates, "
             "recipes, formats, schedules, models or settings. Default: all, in short.",
         ),
@@ -240,7 +242,7 @@ def settings() -> list[Entry]:
         facts: dict[str, object] = {
             "section": section(info),
             "default": plain,
-            "choices": _choices(info.annotation),
+            "choices": choices(info.annotation),
         }
         entries.append(Entry(name, " ".join((info.description or "").split()), facts))
     return entries
@@ -269,11 +271,11 @@ def _classes(table: Mapping[str, str]) -> list[Entry]:
     return [Entry(name, summary, facts) for name, (summary, facts) in found.items()]
 
 
-def _choices(annotation: object) -> list[str]:
+def choices(annotation: object) -> list[str]:
     """Return the names that a setting is limited to, also where it takes a list of them."""
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
-    return [choice for inner in get_args(annotation) for choice in _choices(inner)]
+    return [choice for inner in get_args(annotation) for choice in choices(inner)]
 
 
 def _first_comment(path: Path) -> str:

@@ -3,28 +3,36 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
+from fedit.cli.progress import Progress, duration, sparkline
 from fedit.config import RunConfig
-from fedit.events import Event, Listener
+from fedit.events import Event, EventLog, Listener
 
 MOST_BARS = 12
 """Bars that stand on the screen; more only while so many are unfinished."""
-
-SPARKS = "▁▂▃▄▅▆▇█"
 
 
 class LiveRun:
     """Listens to a run's events and keeps the display up to date."""
 
-    def __init__(self, console: Console, config: RunConfig) -> None:
+    def __init__(self, console: Console, config: RunConfig, folder: Path | None = None) -> None:
+        """Begin with an empty display; folder: the run's, whose log tells what was before it went on."""
         self._console = console
+        limit = config.privacy_options.get("epsilon")
+        self._progress = Progress(
+            config.num_rounds,
+            float(limit) if isinstance(limit, int | float) else None,
+            past=lambda arm: EventLog(folder).history() if folder is not None and arm == "federated" else [],
+        )
         self._config = config
-        self._bars = Progress(
+        self._bars = Bars(
             TextColumn("{task.description}", justify="left"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -43,7 +51,7 @@ class LiveRun:
             "study_estimate": self._on_study,
             "arm_started": self._on_arm,
             "resumed": self._on_resumed,
-            "step": self._on_step,
+            "step": lambda event: self._set(""),  # the panel tells of clients
             "round": self._on_round,
             "evaluating": self._on_evaluating,
             "evaluation": self._on_evaluation,
@@ -51,14 +59,18 @@ class LiveRun:
             "client_failed": self._on_failure,
             "stopped_early": self._on_stopped,
             "budget_spent": self._on_budget,
+            "tracking_failed": lambda event: self._line(
+                f"{event['tracker']} is told no more, the run goes on: {event['reason']}", "yellow"
+            ),
             "reporting": lambda event: self._set("writing summary and pictures …"),
         }
 
     def __rich__(self) -> Group:
-        return Group(self._bars, self._status)
+        return Group(self._bars, self._progress, self._status)
 
     def hear(self, event: Event) -> None:
         """Take one event into account."""
+        self._progress.hear(event)
         handler = self._handlers.get(str(event["event"]))
         if handler is not None:
             handler(event)
@@ -89,12 +101,6 @@ class LiveRun:
     def _on_resumed(self, event: Event) -> None:
         self._line(f"{event['arm']}: resumed after round {event['round']}", "cyan")
         self._bar(str(event["arm"]), self._config.num_rounds, done=int(_float(event["round"])))
-
-    def _on_step(self, event: Event) -> None:
-        shown = f"round {event['round']}  {event['client']}  step {event['step']}"
-        if "loss" in event:  # private training tells none
-            shown += f"  loss {_float(event['loss']):.3f}  {_float(event['tokens']):,.0f} tokens"
-        self._set(shown)
 
     def _on_round(self, event: Event) -> None:
         arm = str(event["arm"])
@@ -174,41 +180,15 @@ class LiveRun:
 
 
 @contextmanager
-def live(console: Console, config: RunConfig) -> Iterator[Listener]:
-    """Yield a listener that shows a run's progress while the block lasts."""
-    display = LiveRun(console, config)
+def live(console: Console, config: RunConfig, folder: Path | None = None) -> Iterator[Listener]:
+    """Yield a listener that shows a run's progress while the block lasts; folder: the run's, if it may go on."""
+    display = LiveRun(console, config, folder)
     if not console.is_terminal:
         yield display.hear
         return
     with Live(display, console=console, refresh_per_second=4, transient=False):
         yield display.hear
         display._set("")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words that people use.
-
-    >>> duration(42), duration(600), duration(9000)
-    ('42 s', '10 min', '2 h 30 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
-
-
-def sparkline(values: list[float]) -> str:
-    """Return a line of eight-step bars.
-
-    >>> sparkline([3.0, 2.0, 1.0])
-    '█▅▁'
-    """
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(SPARKS[round((value - low) / span * 7)] for value in values[-20:])
 
 
 def _float(value: object) -> float:

@@ -20,14 +20,14 @@ fedit report studies/mine"""
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR|STUDY_DIR", help="Folder of a finished run or study.")
+        Path, typer.Argument(metavar="RUN_DIR|STUDY_DIR", help="Folder of a finished run, study or sweep.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write the report. Default: the run's folder.")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
-    """Write the report of a finished run or study: a page that needs no network, Markdown, JSON, figures.
+    """Write the report of a finished run, study or sweep: a page that needs no network, Markdown, JSON, figures.
 
     report.html is one file: settings, comparison, answers side by side, who holds what, curves, drift,
     traffic and time. It holds the held-out instructions that are shown, and no training text.
@@ -35,9 +35,13 @@ def report(
     from fedit.report.run_report import run_report
     from fedit.report.write import write_report
     from fedit.study.report import study_report
+    from fedit.sweep.summary import sweep_report
 
     with working("writing the report …"):
-        document = study_report(folder) if (folder / "study.json").is_file() else run_report(folder)
+        if (folder / "study.json").is_file():
+            document = study_report(folder)
+        else:
+            document = sweep_report(folder) if (folder / "points").is_dir() else run_report(folder)
         page = write_report(document, out or folder)
     results = console()
     for what, name in (

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedit.cli.live import duration
+from fedit.cli.progress import duration
 from fedit.launch import Result
 from fedit.report.summary import (
     NOTHING_MEASURED,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedit.cli.completion import jobs
 from fedit.cli.errors import Interrupted
 from fedit.cli.flags import default_text, section, with_setting_flags
 from fedit.cli.jobs import read_job
@@ -18,7 +19,9 @@ from fedit.settings import Settings
 JobArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="JOB|RECIPE", help="A job file (YAML or TOML) or a recipe's name; see fedit list recipes."
+        metavar="JOB|RECIPE",
+        help="A job file (YAML or TOML) or a recipe's name; see fedit list recipes.",
+        autocompletion=jobs,
     ),
 ]
 Overrides = Annotated[
@@ -139,9 +142,11 @@ def _check(settings: Settings, folder: Path, *, replace: bool, as_json: bool) ->
     """Make sure that a run could start in ``folder``, which stays as it is, and print what it takes."""
     from fedit.planning.plan import plan
     from fedit.runfolder import refuse_taken, refuse_unwritable
+    from fedit.tracking.trackers import check_trackers
 
     if not replace:
         refuse_taken(folder)
+    check_trackers(settings.config.report_to)
     refuse_unwritable(folder)
     found = plan(settings.config, measured=False)
     if as_json:
@@ -162,7 +167,7 @@ def _execute(settings: Settings, folder: Path, *, resumed: bool, as_json: bool) 
     from fedit.launch import run as start
 
     try:
-        with live(console, settings.config) as listener:
+        with live(console, settings.config, folder) as listener:
             if resumed:
                 result = go_on(folder, listener=listener)
             else:

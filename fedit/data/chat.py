@@ -34,7 +34,7 @@ _FAILURES = (
     ValueError,
 )
 # Some templates print today's date; tokens must not depend on the day. Llama 3.1's own default.
-_TODAY = datetime(2024, 7, 26)
+TODAY = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def _today(pattern: str) -> str:
     # Widths in patterns ("%999999999d") are not needed, and some systems write them out.
     if len(pattern) > 100 or any(char.isdigit() for char in pattern):
         raise jinja2.TemplateError("strftime_now takes a pattern of at most 100 characters without digits")
-    return _TODAY.strftime(pattern)
+    return TODAY.strftime(pattern)
 
 
 def _to_json(

@@ -10,6 +10,7 @@ from typing import cast
 import safetensors
 import safetensors.torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fedit.errors import ModelError
 from fedit.files import new_folder
@@ -24,6 +25,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 LARGEST_RANK = 1 << 16
 """Of an adapter that somebody else made; no layer has more inputs or outputs."""
+TRANSPOSED = frozenset({"gpt2", "openai-gpt", "gpt_bigcode"})
+"""Model types whose layers store weights the other way round (`Conv1D`), as PEFT wants to know."""
 _PER_LAYER = ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
 """Settings of PEFT that change what B A is multiplied by, or add to it: plain LoRA would be another model."""
 
@@ -131,7 +134,7 @@ def write_adapter_files(
         own["target_modules"] = sorted(cast("list[str]", own["target_modules"]))
     weights = {peft_name(name): tensor.contiguous() for name, tensor in adapter.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(own, indent=2, sort_keys=True, default=str) + "\n")
+    (folder / CONFIG).write_text(json.dumps(own, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def scale_in_config(config: Mapping[str, object], folder: Path) -> float:
@@ -164,6 +167,41 @@ def rank_and_alpha(config: Mapping[str, object], folder: Path) -> tuple[int, flo
     return rank, float(alpha)
 
 
+def plain_config(
+    factors: Mapping[str, Tensor], base: ModelSource, model_type: str, rank: int, alpha: float, *, rslora: bool
+) -> dict[str, object]:
+    """Return PEFT's config of a LoRA adapter of these factors, whoever trained it."""
+    import peft
+
+    layers = {name.rpartition(".")[0].rpartition(".")[2] for name in factors}
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is as good as an int
+        target_modules=sorted(layers),
+        fan_in_fan_out=model_type in TRANSPOSED,
+        use_rslora=rslora,
+        bias="none",
+    )
+    return {**config.to_dict(), "base_model_name_or_path": public_name(base), "inference_mode": True}
+
+
+def merged_by_peft(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return ``model`` with the adapter in ``folder``, of any kind that PEFT can merge, in its weights.
+
+    Raises:
+        ModelError: PEFT cannot.
+    """
+    import peft
+
+    wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+    try:
+        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise ModelError(f"PEFT cannot merge the adapter in {folder}: {error}; use --to peft.") from error
+    return merged
+
+
 def _write_peft(model: AdaptedModel, weights: Tensors, folder: Path, base: str) -> None:
     """Write PEFT's two files; weights: under PEFT's names."""
     assert model.config is not None  # all weights have none
@@ -171,7 +209,9 @@ def _write_peft(model: AdaptedModel, weights: Tensors, folder: Path, base: str) 
     # PEFT keeps names in sets: sorted, so that equal adapters are equal files.
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+    (folder / CONFIG).write_text(
+        json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def _save_other(

@@ -197,6 +197,7 @@ def _shortened(job: Job) -> Job:
         "eval_every": 1_000_000,
         "eval_max_examples": _rows_to_evaluate(job),
         "early_stopping": 0,
+        "report_to": [],
         "exact_match": False,
         "compare": [],
         "attack": [],

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedit import arms
@@ -41,6 +41,8 @@ from fedit.study.rates import best_of, chosen_rates, rate_for, validation_loss
 from fedit.study.report import study_report
 from fedit.study.summary import in_order, read_seeds, summarise
 from fedit.study.traffic import costs, equal_bytes, read_courses
+from fedit.tracking.listening import tracked
+from fedit.tracking.trackers import check_trackers
 from fedit.transforms import build_transforms, chain
 from fedit.types import Tensors
 
@@ -53,13 +55,17 @@ OF_THE_SUMMARY = ("resamples", "byte_budget_megabytes")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A study as it runs: the job, what is compared, the question sets, and where everything goes."""
+    """A study as it runs: the job, what is compared, the question sets, and where everything goes.
+
+    logs: label of a training -> the folder that holds its log.
+    """
 
     config: RunConfig
     study: StudyConfig
     questions: Mapping[str, Sequence[Question]]
     folder: Path
     listener: Listener | None
+    logs: dict[str, Path] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -77,8 +83,12 @@ class Plan:
             self.listener({"event": event, "round": 0, **fields})
 
 
-def run_study(settings: Settings, out: str | Path, *, listener: Listener | None = None) -> dict[str, object]:
+def run_study(
+    settings: Settings, out: str | Path, *, listener: Listener | None = None, pdf: bool = True
+) -> dict[str, object]:
     """Run a study into a folder, or go on with the one that is there; return the content of ``summary.json``.
+
+    pdf: whether figures are written as PDF too, which takes a second each.
 
     Raises:
         RunFolderError: the folder holds another study or something else, or cannot be written.
@@ -86,19 +96,21 @@ def run_study(settings: Settings, out: str | Path, *, listener: Listener | None 
     """
     folder = Path(out)
     config, study = settings.config, settings.study
-    _check(config, study)
+    check_study(config, study)
     plan = Plan(config, study, {name: load_questions(name) for name in study.questions}, folder, listener)
     check_writable(folder)
     with only_worker(folder):
         _same_study(plan)
-        for seed in plan.seeds:
-            if not _is_done(plan, seed):
-                _one_seed(plan, seed)
+        with tracked(config, folder, plan.logs.__getitem__, listener) as heard:
+            plan = replace(plan, listener=heard)
+            for seed in plan.seeds:
+                if not _is_done(plan, seed):
+                    _one_seed(plan, seed)
         plan.tell("reporting")
-        return _finish(plan)
+        return _finish(plan, pdf)
 
 
-def _finish(plan: Plan) -> dict[str, object]:
+def _finish(plan: Plan, pdf: bool) -> dict[str, object]:
     """Write the summary and the report of a study whose seeds are all done."""
     seeds = read_seeds(plan.folder, plan.seeds)
     resamples, strategies = plan.study.resamples, plan.study.strategies
@@ -121,11 +133,17 @@ def _finish(plan: Plan) -> dict[str, object]:
         "equal_bytes": equal_bytes(seeds, courses, plan.study.byte_budget_megabytes, resamples=resamples),
     }
     write_json(plan.folder / "summary.json", summary)
-    write_report(study_report(plan.folder), plan.folder)
+    write_report(study_report(plan.folder), plan.folder, pdf=pdf)
     return summary
 
 
-def _check(config: RunConfig, study: StudyConfig) -> None:
+def check_study(config: RunConfig, study: StudyConfig) -> None:
+    """Refuse settings that a study cannot compare fairly.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    check_trackers(config.report_to)
     if len(study.learning_rates) > 1 and not config.validation:
         raise ConfigError(
             "study.learning_rates: rates are chosen by the loss on validation rows, and there are none; set "
@@ -244,6 +262,7 @@ def _train(
         for own in trainings
         if not is_exported(own.folder(plan.folder) / "adapter")
     ]
+    plan.logs.update({own.label: own.folder(plan.folder) for own in trainings})
     train_arms(job, compute, work, plan.listener)
     return {name: [training for training in trainings if training.arm == name] for name in names}
 

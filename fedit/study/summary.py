@@ -118,7 +118,7 @@ def _arm(role: str, seeds: Sequence[Seed], federations: Sequence[str], resamples
     }
     for other in others:
         pairs = [(seed.items[role], seed.items[other]) for seed in own]
-        differences = {metric: _difference(pairs, metric, resamples) for metric in metrics}
+        differences = {metric: difference(pairs, metric, resamples) for metric in metrics}
         result[_versus(other)] = differences | _client_differences(role, other, own, resamples)
     return result
 
@@ -135,7 +135,7 @@ def _value(items: Items, metric: str) -> float:
     return float(ratio_of_sums(items.column(metric)[np.newaxis])[0])
 
 
-def _difference(pairs: Sequence[tuple[Items, Items]], metric: str, resamples: int) -> dict[str, object]:
+def difference(pairs: Sequence[tuple[Items, Items]], metric: str, resamples: int) -> dict[str, object]:
     """Return the first's number minus the second's on the same rows, with its interval; pairs: one a seed."""
     columns = [np.concatenate([one.column(metric), other.column(metric)], axis=1) for one, other in pairs]
     return _as_difference(nested_bootstrap(columns, _difference_of_ratios, resamples=resamples))
@@ -163,7 +163,7 @@ def _category(
     found["ci"] = bounds
     for other in others:
         pairs = [(mine, seed.items[other].of_category(category)) for mine, seed in zip(own, held, strict=True)]
-        found[_versus(other)] = {metric: _difference(pairs, metric, resamples) for metric in bounds}
+        found[_versus(other)] = {metric: difference(pairs, metric, resamples) for metric in bounds}
     return found
 
 

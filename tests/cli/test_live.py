@@ -32,7 +32,7 @@ def test_arms_that_are_done_make_room():
     text = console.file.getvalue()
     assert f"arm {MOST_BARS + 4}" in text
     assert "arm 1 " not in text
-    assert text.count("held-out loss") == MOST_BARS
+    assert text.count("held-out loss 2.000") == MOST_BARS
 
 
 def test_a_studys_estimate_is_said():

@@ -190,6 +190,7 @@ def test_every_setting_is_read_in_some_run(fedit, job, tmp_path, monkeypatch):
         "personal_steps": "personal_evaluation",
         "secure_aggregation_options": "secure_aggregation",
         "canaries_options": "canaries",
+        "report_to": "the launch of a run",
     }
     assert set(RunConfig.model_fields) - read <= set(elsewhere)
 

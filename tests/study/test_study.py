@@ -73,6 +73,13 @@ def finished(tmp_path_factory, tiny):
         yield Settings(config, {}, study), folder / "out", summary, heard
 
 
+def test_every_training_has_curves(finished):
+    _, folder, _, _ = finished
+    trained = list(folder.glob("seed-*/arms/*/*/events.jsonl"))
+    assert len(list((folder / "tensorboard").iterdir())) == len(trained) > 0
+    assert all(list(path.glob("events.out.tfevents.*")) for path in (folder / "tensorboard").iterdir())
+
+
 def test_every_arm_has_numbers_with_intervals_and_differences(finished):
     _, folder, summary, _ = finished
     assert json.loads((folder / "summary.json").read_text()) == summary

@@ -1,0 +1,1 @@
+"""Jobs, rows, templates and adapters of other frameworks, read as fedit's own."""
