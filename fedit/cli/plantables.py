@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedit.cli.datatables import print_example
-from fedit.cli.live import duration
 from fedit.cli.output import plain_table
+from fedit.cli.progress import duration
 from fedit.inspection import first_example
 from fedit.planning.amounts import Range
 from fedit.planning.plan import Memory, Plan
