@@ -1,14 +1,17 @@
 """How long will it take? A few seconds of measurement on the actual machine, model and rows."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
+from fedit.config import RunConfig
 from fedit.data.tokens import TokenRow
 from fedit.job import Job
 from fedit.objectives import negative_log_likelihood, num_tokens, rows_of
+from fedit.types import LocalTraining
 
 MEASURED_TOKENS = 256
 MEASURED_CLIENTS = 64
@@ -40,11 +43,16 @@ def estimate(job: Job, rounds: int, per_token: float, workers: int = 1) -> Estim
     config = job.config
     tokens = round(tokens_per_round(job) * rounds)
     evaluated = num_tokens(job.learnt([*job.held_out, *job.validation]))
-    evaluations = -(-rounds // config.eval_every) + (rounds == config.num_rounds)
+    evaluations = evaluations_of(config, rounds) + (rounds == config.num_rounds)
     together = min(workers, job.cohort_size)
     # A forward pass costs about a third of a training pass.
     seconds = per_token * (tokens / together + evaluations * evaluated / 3 / workers)
     return Estimate(tokens, together / per_token, evaluations, seconds)
+
+
+def evaluations_of(config: RunConfig, rounds: int) -> int:
+    """Return how often held-out rows are measured in so many rounds, the last of which always is."""
+    return -(-rounds // config.eval_every)
 
 
 def seconds_per_token(job: Job) -> float:
@@ -69,8 +77,20 @@ def tokens_of_client(job: Job, client: str) -> float:
     if training.tokens:
         return float(training.tokens)
     examples = job.learnt(job.clients[client])
-    rows = training.steps * training.batch_size if training.steps else (training.epochs or 1) * len(examples)
+    rows: float = (training.epochs or 1) * len(examples)
+    if training.steps:
+        rows = training.steps * rows_per_step(training, len(examples))
     return rows * num_tokens(examples) / len(examples)
+
+
+def rows_per_step(training: LocalTraining, num_rows: int) -> float:
+    """Return the rows of a step on average: the last batch of an epoch may be smaller.
+
+    num_rows: of the client.
+    """
+    if training.example_clip is not None:  # a private batch is drawn by coins
+        return float(min(training.batch_size, num_rows))
+    return num_rows / math.ceil(num_rows / training.batch_size) if num_rows else 0.0
 
 
 def _fill(rows: Sequence[TokenRow]) -> list[TokenRow]:

@@ -81,10 +81,10 @@ def bytes_of_a_round(
 
     shapes: (in, out) of every adapted layer; layers of one shape are rehearsed once.
     """
-    distinct, counts = _distinct(shapes)
+    distinct, counts = distinct_layers(shapes)
     rounds = rehearse(strategy, rounds=ROUNDS, shapes=distinct, rank=rank, ranks=(None,) * cohort)
-    up = sum(_bytes(p.update.delta, counts) + _bytes(p.update.extra, counts) for p in rounds)
-    down = sum(_bytes(held, counts) for p in rounds for held in (p.sent.adapter, p.sent.ledger, p.sent.extra))
+    up = sum(bytes_of(p.update.delta, counts) + bytes_of(p.update.extra, counts) for p in rounds)
+    down = sum(bytes_of(held, counts) for p in rounds for held in (p.sent.adapter, p.sent.ledger, p.sent.extra))
     return up / ROUNDS, down / ROUNDS
 
 
@@ -106,20 +106,23 @@ def bytes_in_training(
     shapes: (in, out) of every adapted layer; moments: 2 for AdamW, 1 for SGD with momentum, 0 without.
     entry:  bytes of a number.
     """
-    distinct, counts = _distinct(shapes)
+    distinct, counts = distinct_layers(shapes)
     rounds = rehearse(strategy, rounds=ROUNDS, shapes=distinct, rank=rank, ranks=(None,) * cohort)
     return max(
         entry
         * (
-            2 * _entries(played.start, counts)
-            + moments * _entries({n: played.start[n] for n in played.trained}, counts)
+            2 * entries_of(played.start, counts)
+            + moments * entries_of({n: played.start[n] for n in played.trained}, counts)
         )
         for played in rounds
     )
 
 
-def _distinct(shapes: Sequence[tuple[int, int]]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Return one module a shape, and how many layers have it."""
+def distinct_layers(shapes: Sequence[tuple[int, int]]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Return one module a shape, and how many layers have it.
+
+    shapes: (in, out) of every layer.
+    """
     counts: dict[str, int] = {}
     distinct: dict[str, tuple[int, int]] = {}
     for width, out in shapes:
@@ -129,11 +132,18 @@ def _distinct(shapes: Sequence[tuple[int, int]]) -> tuple[dict[str, tuple[int, i
     return distinct, counts
 
 
-def _entries(held: Tensors, counts: Mapping[str, int]) -> int:
+def entries_of(held: Tensors, counts: Mapping[str, int]) -> int:
+    """Return the numbers in a set of tensors, each as often as there are layers that its module stands for."""
     return sum(_times(name, counts) * tensor.numel() for name, tensor in held.items())
 
 
-def _bytes(held: Tensors, counts: Mapping[str, int]) -> int:
+def tensors_of(held: Tensors, counts: Mapping[str, int]) -> int:
+    """Return how many tensors there are in a set, each as often as there are layers that its module stands for."""
+    return sum(_times(name, counts) for name in held)
+
+
+def bytes_of(held: Tensors, counts: Mapping[str, int]) -> int:
+    """Return the bytes of a set of tensors, each as often as there are layers that its module stands for."""
     return sum(_times(name, counts) * tensor.numel() * tensor.element_size() for name, tensor in held.items())
 
 

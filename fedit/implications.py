@@ -9,28 +9,18 @@ def implications(config: RunConfig) -> dict[str, object]:
     Raises:
         UserError: they cannot work together.
     """
-    from fedit.facts import bytes_of_a_round
-    from fedit.model.shapes import adapted_shapes, empty_model
-    from fedit.model.targets import choose_targets
+    from fedit.planning.amounts import amounts_of
     from fedit.prepare import prepare
 
     job = prepare(config)
     config = job.config
-    model = empty_model(job.source)
-    targets = choose_targets(model, config.lora_target_modules)
-    shapes = adapted_shapes(model, targets)
-    parameters = sum(config.rank * sum(shape) for shape in shapes)
-    up, down = bytes_of_a_round(job.strategy, shapes, config.rank, cohort=job.cohort_size)
-    up *= 1 if job.secure is None else 2  # a masked entry has 64 bits
-    training = job.training(example_noise=0.0)
-    sizes = [len(rows) for rows in job.clients.values()]
-    per_epoch = [-(-size // config.batch_size) for size in sizes]
-    steps = [training.steps or (training.epochs or 1) * batches for batches in per_epoch]
-    rounds, cohort = config.num_rounds, job.cohort_size
+    found = amounts_of(job)
+    up, down = found.bytes_up.expected, found.bytes_down.expected
+    sizes, steps = list(job.sizes.values()), found.steps_per_client
     return {
-        "base_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable_parameters": parameters,
-        "adapted_layers": ", ".join(targets),
+        "base_parameters": found.layers.base,
+        "trainable_parameters": found.trainable,
+        **({"adapted_layers": ", ".join(found.layers.names)} if found.layers.names else {}),
         "scale": config.scale,
         "prompt_template": job.template.name,
         "clients": len(sizes),
@@ -39,11 +29,10 @@ def implications(config: RunConfig) -> dict[str, object]:
         "held_out_rows": len(job.corpus.held_out),
         "validation_rows": len(job.corpus.validation),
         "steps_per_client_and_round": "until the tokens are spent"
-        if training.tokens
-        else {"smallest": min(steps), "largest": max(steps)},
+        if steps is None
+        else {"smallest": steps[0], "largest": steps[1]},
         "lora_r": config.rank,
-        "bytes_up_per_round": round(up * cohort),
-        "bytes_down_per_round": round(down * cohort),
-        "bytes_total": round((up + down) * cohort * rounds),
-        **({"bytes_are_of": "the adapter before its transforms"} if job.transforms else {}),
+        "bytes_up_per_round": round(up / config.num_rounds),
+        "bytes_down_per_round": round(down / config.num_rounds),
+        "bytes_total": round(up + down),
     }

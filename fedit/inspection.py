@@ -88,11 +88,17 @@ def inspect(config: RunConfig, *, examples: int) -> Inspection:
     tokenizer = job.tokenizer if job else load_tokenizer(resolve_model(config.model))
     table = _table(config, corpus, tokenizer)
     rows, tokens = (job.corpus.examples, job.table) if job else (corpus.examples, table)
-    shown = tuple(
-        Shown(rows[place].where or f"row {place + 1}", show_example(tokens, place, tokenizer))
-        for place in _spread(len(rows), examples)
-    )
+    shown = tuple(_shown(rows, place, tokens, tokenizer) for place in _spread(len(rows), examples))
     return Inspection(audit(corpus, table, tokenizer), shown, job, refusal)
+
+
+def first_example(job: Job) -> Shown:
+    """Return the first training row, decoded from the very tokens that training uses."""
+    return _shown(job.corpus.examples, 0, job.table, job.tokenizer)
+
+
+def _shown(rows: Sequence[Example], place: int, tokens: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Shown:
+    return Shown(rows[place].where or f"row {place + 1}", show_example(tokens, place, tokenizer))
 
 
 def _table(config: RunConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenTable:

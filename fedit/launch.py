@@ -32,6 +32,7 @@ from fedit.runfolder import (
     read_config,
     read_identity,
     read_summary,
+    refuse_taken,
     settings_hash,
     to_yaml,
 )
@@ -74,10 +75,7 @@ def run(config: RunConfig, out: str | Path, *, listener: Listener | None = None)
         RoundError: too many clients failed.
     """
     folder = Path(out)
-    if (folder / "run.json").exists():
-        raise RunFolderError(
-            f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
-        )
+    refuse_taken(folder)
     check_trackers(config.report_to)
     check_writable(folder)
     with only_worker(folder), pool_of(config, folder, config.num_threads) as pool:

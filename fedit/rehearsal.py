@@ -56,7 +56,9 @@ class Played:
 
 
 @dataclass
-class _Client:
+class Player:
+    """A client that is played: what the server knows of it, and what it keeps between its rounds."""
+
     info: ClientInfo
     state: ClientState = field(default_factory=ClientState)
 
@@ -86,7 +88,7 @@ def rehearse(
     server = replace(strategy.init(initial), scale=scale)
     names = [*sorted(strategy.always()), *(f"c{k}" for k in range(len(ranks)))]
     clients = [
-        _Client(ClientInfo(name, 10 + k, own, None if own is None else scale * rank / own))
+        Player(ClientInfo(name, 10 + k, own, None if own is None else scale * rank / own))
         for k, (name, own) in enumerate(zip(names, ranks, strict=False))
     ]
     played = []
@@ -100,7 +102,7 @@ def rehearse(
         ]
         ends, updates = [], []
         for client, one, own in zip(clients, sent, starts, strict=True):
-            trained, update = _play(strategy, client, one, own, number, training, seed)
+            trained, update = play(strategy, client, one, own, number, training, seed)
             ends.append(trained)
             updates.append(update)
         cohort = Updates(
@@ -176,16 +178,19 @@ def _ranks(broadcast: Broadcast) -> int:
     return max(factors, default=0)
 
 
-def _play(
+def play(
     strategy: Strategy,
-    client: _Client,
+    client: Player,
     sent: Broadcast,
     start: Tensors,
     number: int,
     training: LocalTraining,
     seed: int,
 ) -> tuple[Tensors, ClientUpdate]:
-    """Return what a client ends with and what it sends."""
+    """Return what a client ends with and what it sends, after a round in which its tensors moved by noise.
+
+    client: whose state goes on; start: all that it starts from, kept tensors too; number: of the round.
+    """
     generator = torch.Generator().manual_seed(seeds.derive(seed, "move", number, client.info.client_id))
     delta = {
         name: MOVE * torch.randn(tensor.shape, generator=generator) * strategy.trains(name, number)

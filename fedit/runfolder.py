@@ -125,6 +125,31 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def refuse_taken(folder: Path) -> None:
+    """Make sure that ``folder`` holds no run yet.
+
+    Raises:
+        RunFolderError: it does.
+    """
+    if (folder / "run.json").exists():
+        raise RunFolderError(
+            f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
+        )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make sure that ``folder`` could be made and written to; nothing is.
+
+    Raises:
+        RunFolderError: it could not.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RunFolderError(f"cannot write to {folder}: {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFolderError(f"cannot write to {folder}: {there} may not be written to.")
+
+
 def check_writable(folder: Path) -> None:
     """Make the folder and try to write in it.
 

@@ -1,5 +1,6 @@
 """The loop: who is asked, what is counted, what happens when clients fail. Clients here are arithmetic."""
 
+import gc
 import weakref
 from dataclasses import dataclass, replace
 
@@ -206,6 +207,24 @@ def test_updates_do_not_outlive_their_turn(count):
     go(Watched(count=count), rounds=2)
     assert len(alive) == 2 * count
     assert max(alive) <= 2
+
+
+def test_a_rounds_sums_end_with_it():
+    """They are as large as adapters; were they a circle, they would stay until Python looks for circles."""
+    refs = []
+
+    class Noting(FedIT):
+        def aggregate(self, server, updates):
+            refs.append(weakref.ref(updates))
+            return super().aggregate(server, updates)
+
+    gc.collect()
+    gc.disable()
+    try:
+        go(Arithmetic(), rounds=3, strategy=Noting())
+        assert [ref() for ref in refs] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_adapters_stay_flat_from_round_to_round():

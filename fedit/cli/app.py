@@ -15,6 +15,7 @@ from fedit.cli import (
     judge,
     listing,
     migrate,
+    plan,
     privacy,
     privacyaudit,
     report,
@@ -51,6 +52,7 @@ app.command("run", epilog=run.EPILOG)(run.run)
 app.command("resume", epilog="Example: fedit resume runs/first")(run.resume)
 app.command("study", epilog=study.EPILOG)(study.study)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("show", epilog="Example: fedit show demo num_rounds=3")(run.show)
 app.command("list", epilog=listing.EPILOG)(listing.list_names)
 app.add_typer(data.app, name="data")

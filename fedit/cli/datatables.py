@@ -59,7 +59,7 @@ def print_check(out: Console, config: RunConfig, found: Inspection) -> None:
         out.print()
         out.print(_split_line(found.job))
     for example in found.examples:
-        _print_example(out, example)
+        print_example(out, example)
 
 
 def check_as_json(found: Inspection) -> dict[str, object]:
@@ -103,7 +103,8 @@ def _print_findings(out: Console, findings: Mapping[str, Finding]) -> None:
     out.print()
 
 
-def _print_example(out: Console, example: Shown) -> None:
+def print_example(out: Console, example: Shown) -> None:
+    """Print a row with what is learnt of it marked, and coloured where there are colours."""
     out.print()
     out.print(
         Text.assemble((example.where, "bold"), (", as it is learnt («…»: what the model is to write)", "dim"))

@@ -13,6 +13,7 @@ from fedit.cli.completion import jobs
 from fedit.cli.errors import Interrupted
 from fedit.cli.flags import default_text, section, with_setting_flags
 from fedit.cli.jobs import read_job
+from fedit.cli.output import console, print_json
 from fedit.settings import Settings
 
 JobArgument = Annotated[
@@ -48,6 +49,10 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete the run that --out holds, if any.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all that a run checks, say what it takes, and write no folder."),
+    ] = False,
     as_json: AsJson = False,
     *,
     flags: Mapping[str, object],
@@ -59,6 +64,9 @@ def run(
     """
     settings = read_job(job, overrides or [], flags)
     folder = out or _free_folder(job)
+    if dry_run:
+        _check(settings, folder, replace=replace, as_json=as_json)
+        return
     if replace and (folder / "run.json").is_file():
         shutil.rmtree(folder)
     _execute(settings, folder, resumed=False, as_json=as_json)
@@ -128,6 +136,27 @@ def show(
     console.print("\n[bold]What they imply[/]")
     for name, value in implied.items():
         console.print(f"  {name.replace('_', ' ')}: [cyan]{_plain(value)}[/]", highlight=False)
+
+
+def _check(settings: Settings, folder: Path, *, replace: bool, as_json: bool) -> None:
+    """Make sure that a run could start in ``folder``, which stays as it is, and print what it takes."""
+    from fedit.planning.plan import plan
+    from fedit.runfolder import refuse_taken, refuse_unwritable
+    from fedit.tracking.trackers import check_trackers
+
+    if not replace:
+        refuse_taken(folder)
+    check_trackers(settings.config.report_to)
+    refuse_unwritable(folder)
+    found = plan(settings.config, measured=False)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    from fedit.cli.plantables import print_plan
+
+    out = console()
+    print_plan(out, found)
+    out.print(f"nothing is wrong with it; it would be written to {folder}", soft_wrap=True)
 
 
 def _execute(settings: Settings, folder: Path, *, resumed: bool, as_json: bool) -> None:

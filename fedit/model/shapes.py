@@ -22,13 +22,18 @@ def empty_model(source: ModelSource) -> PreTrainedModel:
 
 def adapted_shapes(model: nn.Module, targets: Sequence[str]) -> list[tuple[int, int]]:
     """Return (in, out) of every layer of ``model`` whose name ends in one of ``targets``."""
-    shapes = []
+    return list(adapted_layers(model, targets).values())
+
+
+def adapted_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return name -> (in, out) of every layer of ``model`` whose name ends in one of ``targets``."""
+    found = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if name.rpartition(".")[2] in targets and weight is not None and weight.dim() == 2:
             out, width = weight.shape
-            shapes.append((out, width) if isinstance(module, Conv1D) else (width, out))
-    return shapes
+            found[name] = (out, width) if isinstance(module, Conv1D) else (width, out)
+    return found
 
 
 def largest_rank(shapes: Sequence[tuple[int, int]]) -> int:

@@ -1,0 +1,1 @@
+"""What a job takes before it is run: time, memory, traffic, disk, privacy."""
