@@ -20,6 +20,9 @@ STUDY = "study."
 SWEEP = "sweep."
 """What the names of a sweep's axes begin with, outside their section."""
 
+Axis = Sequence[object] | Mapping[str, Mapping[str, object]]
+"""What a sweep goes through: a setting's values, or names, each of which stands for settings."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 SYNONYMS: dict[str, str] = {
@@ -71,13 +74,13 @@ SYNONYMS: dict[str, str] = {
 class Settings:
     """A valid job, what a study adds to it, and where each value that is not a default came from.
 
-    sweep: setting -> the values that a sweep goes through, as they are written.
+    sweep: the axes that a sweep goes through by name, as they are written.
     """
 
     config: RunConfig
     origins: Mapping[str, str] = field(default_factory=dict)
     study: StudyConfig = field(default_factory=StudyConfig)
-    sweep: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    sweep: Mapping[str, Axis] = field(default_factory=dict)
 
 
 def load(
@@ -100,7 +103,7 @@ def load(
     return Settings(config, origins, study, axes)
 
 
-def load_axes(job: str | Path | None, overrides: Iterable[str] = ()) -> Mapping[str, Sequence[object]]:
+def load_axes(job: str | Path | None, overrides: Iterable[str] = ()) -> Mapping[str, Axis]:
     """Return the axes of a job's sweep; its other settings are read, but not yet asked whether they can work.
 
     Raises:
@@ -271,7 +274,8 @@ def _merge(
                 values[name] = value
                 origins[name] = where
         elif head == SWEEP.rstrip("."):
-            if tail.partition(".")[0] not in RunConfig.model_fields:
+            # Named settings have a name of their own.
+            if not isinstance(value, dict) and tail.partition(".")[0] not in RunConfig.model_fields:
                 problems.append(f"{where}: unknown setting '{tail}'{_suggest(tail)}")
             else:
                 values[name] = value
@@ -287,17 +291,23 @@ def _merge(
             origins[head] = where
 
 
-def _axes(
-    values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]
-) -> dict[str, Sequence[object]]:
-    """Return setting -> values of a sweep's axes; what is wrong with them goes among ``problems``."""
-    axes: dict[str, Sequence[object]] = {}
+def _axes(values: Mapping[str, object], origins: Mapping[str, str], problems: list[str]) -> dict[str, Axis]:
+    """Return a sweep's axes by name; what is wrong with them goes among ``problems``."""
+    axes: dict[str, Axis] = {}
     for name, value in values.items():
         setting = name.removeprefix(SWEEP)
         if setting == name:
             continue
-        if not isinstance(value, list) or not value:
-            problems.append(f"{origins[name]}: {name} is {shown(value)}; expected a list of values of {setting}")
+        if isinstance(value, dict) and value and all(isinstance(group, dict) for group in value.values()):
+            axes[setting] = {str(label): group for label, group in value.items()}
+            given = [own for group in value.values() for own in group]
+            if never := [own for own in given if own == "seed" or own.startswith((STUDY, SWEEP))]:
+                problems.append(f"{origins[name]}: {name} gives {never[0]}, which is the same at every point")
+        elif not isinstance(value, list) or not value:
+            problems.append(
+                f"{origins[name]}: {name} is {shown(value)}; expected a list of values of {setting}, or names "
+                "with settings each"
+            )
         elif any(one in value[:place] for place, one in enumerate(value)):
             problems.append(f"{origins[name]}: {name} names a value twice")
         elif setting == "seed":

@@ -14,7 +14,7 @@ from fedit import settings
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, UserError
 from fedit.prepare import prepare
-from fedit.settings import Settings, parse_value
+from fedit.settings import Axis, Settings, parse_value
 from fedit.study.run import check_study
 
 MOST_POINTS = 10_000
@@ -25,7 +25,7 @@ _UNUSUAL = re.compile(r"[^\w.+-]+")
 class Point:
     """One combination.
 
-    values: setting -> the value it has here, in the order of the axes.
+    values: axis -> the value, or the name of the settings, that it has here, in the order of the axes.
     """
 
     values: Mapping[str, object]
@@ -46,7 +46,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All points of a sweep, in the order of its axes' values: the last axis changes fastest."""
+    """All points of a sweep, in the order of its axes' values: the last axis changes fastest.
+
+    axes: name -> its values; of an axis of named settings the names.
+    """
 
     axes: Mapping[str, Sequence[object]]
     points: Sequence[Point]
@@ -97,7 +100,8 @@ def plan(
             "there is nothing to sweep: give a setting several values, such as lora_r=4,8, or write them into the "
             "job's section sweep."
         )
-    if twice := [name for name in axes if name in flags]:
+    own_names = {setting for name, axis in axes.items() for setting in _settings_of(name, axis)}
+    if twice := [name for name in flags if name in own_names]:
         raise ConfigError(
             f"--{twice[0]} gives {twice[0]} one value, and the sweep several; leave one of them out."
         )
@@ -108,13 +112,35 @@ def plan(
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         try:
-            loaded = settings.load(job, [*plain, *(f"{n}={json.dumps(v)}" for n, v in chosen.items())], asked)
+            loaded = settings.load(job, [*plain, *_overrides(axes, chosen)], asked)
         except ConfigError as error:
             problems.add(name_of(chosen), str(error).split("\n"))
         else:
             points.append(Point(chosen, _swept(loaded)))
     problems.refuse()
-    return Plan(axes, points)
+    return Plan({name: list(values) for name, values in axes.items()}, points)
+
+
+def _settings_of(name: str, axis: Axis) -> set[str]:
+    """Return the settings that an axis gives."""
+    return {setting for group in axis.values() for setting in group} if isinstance(axis, Mapping) else {name}
+
+
+def _overrides(axes: Mapping[str, Axis], chosen: Mapping[str, object]) -> list[str]:
+    """Return the arguments that a point adds to the job's.
+
+    Raises:
+        ConfigError: two axes give one setting.
+    """
+    found: dict[str, tuple[str, object]] = {}
+    for name, value in chosen.items():
+        axis = axes[name]
+        given = axis[str(value)] if isinstance(axis, Mapping) else {name: value}
+        for setting, own in given.items():
+            if setting in found:
+                raise ConfigError(f"sweep: {found[setting][0]} and {name} both give {setting}")
+            found[setting] = (name, own)
+    return [f"{setting}={json.dumps(own)}" for setting, (_, own) in found.items()]
 
 
 def _swept(loaded: Settings) -> Settings:

@@ -72,6 +72,32 @@ def test_an_option_and_no_value_at_all_may_be_swept(job):
     assert {point.settings.config.num_threads for point in found.points} == {None, 1}
 
 
+def test_an_axis_may_be_of_named_settings(job, tmp_path):
+    text = job.read_text().replace(
+        "{learning_rate: [1e-3, 2e-2]}",
+        "{defence: {mean: {}, median: {strategy: ffa_lora}}, attack: {none: {}, some: {attack: sign_flip}}}",
+    )
+    (tmp_path / "job.yaml").write_text(text)
+    found = plan(str(tmp_path / "job.yaml"), [], {})
+    assert found.axes == {"defence": ["mean", "median"], "attack": ["none", "some"]}
+    assert [point.name for point in found.points][1:3] == [
+        "defence=mean attack=some",
+        "defence=median attack=none",
+    ]
+    last = found.points[-1].settings.config
+    assert (last.strategy, last.attack) == ("ffa_lora", ["sign_flip"])
+    with pytest.raises(ConfigError, match="strategy one value"):
+        plan(str(tmp_path / "job.yaml"), [], {"strategy": "fedavg"})
+    with pytest.raises(ConfigError, match="defence and strategy both give strategy"):
+        plan(str(tmp_path / "job.yaml"), ["strategy=fedavg,fedprox"], {})
+    (tmp_path / "job.yaml").write_text(text.replace("strategy: ffa_lora", "study.seeds: 3"))
+    with pytest.raises(ConfigError, match=r"study\.seeds, which is the same at every point"):
+        plan(str(tmp_path / "job.yaml"), [], {})
+    (tmp_path / "job.yaml").write_text(text.replace("strategy: ffa_lora", "strateggy: ffa_lora"))
+    with pytest.raises(ConfigError, match=r"defence=median attack=none.*strateggy"):
+        plan(str(tmp_path / "job.yaml"), [], {})
+
+
 def test_all_that_is_wrong_is_said_at_once_and_what_is_wrong_everywhere_once(job):
     with pytest.raises(ConfigError) as caught:
         plan(str(job), ["lora_r=0,4", "optimizer=lion,sgd", "batch_size=many"], {})
