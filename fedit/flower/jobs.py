@@ -12,6 +12,8 @@ from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json, write_json
 from fedit.reading import shown
 
+REFUSED = "no site does this job"
+"""What a run ends with that all sites refuse; it is not started again, since a job or a policy has to change."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

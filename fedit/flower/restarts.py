@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedit.flower import control, printed
-from fedit.flower.jobs import Submitted
+from fedit.flower.jobs import REFUSED, Submitted
 from fedit.flower.journal import Journal
 from fedit.flower.layout import Deployment
 from fedit.flower.progress import read_progress
@@ -62,10 +62,10 @@ class Restarts:
             # A SuperLink that was started anew says nothing of the run.
             gained = round > job.round
             in_vain = job.in_vain if state == FORGOTTEN else 0 if gained else job.in_vain + 1
-            if in_vain >= MOST_IN_VAIN:
-                text = (
-                    f"run {job.name} failed {in_vain} times in a row before round {round + 1} was whole: {reason}"
-                )
+            refused = round == 0 and REFUSED in reason
+            if refused or in_vain >= MOST_IN_VAIN:
+                times = "" if refused else f" {in_vain} times in a row before round {round + 1} was whole"
+                text = f"run {job.name} failed{times}: {reason}"
                 self._end(
                     job,
                     "failed",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from fedit.engines.messages import Fields
 from fedit.errors import RoundError
+from fedit.flower.jobs import REFUSED
 from fedit.flower.link import Link, Node, Parcel, Trouble
 from fedit.flower.wire import Envelope
 from fedit.reading import shown
@@ -173,7 +174,7 @@ class Roster:
                 self.welcome(message_id, answer)
         able = self._able()
         if able == 0:
-            raise RoundError(f"no site does this job{self._why_not()}")
+            raise RoundError(f"{REFUSED}{self._why_not()}")
         if able < self.quorum:
             raise RoundError(f"min_clients is {self.quorum}, but only {able} clients do this job{self._why_not()}")
 
