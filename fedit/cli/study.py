@@ -12,6 +12,7 @@ from fedit.cli.errors import Interrupted
 from fedit.cli.flags import with_setting_flags
 from fedit.cli.jobs import read_job
 from fedit.cli.run import AsJson, JobArgument, Overrides
+from fedit.cli.sweep import run_points
 
 EPILOG = """Examples:
 
@@ -38,9 +39,13 @@ def study(
 
     All arms see the same rows and model at equal token budgets; what to compare stands in the job's section
     study, as study.name=value on the command line. Interrupted, the same command goes on where it was.
-    Ends with summary.json, report.html and figures in the folder.
+    Ends with summary.json, report.html and figures in the folder. A job with a section sweep is a study at each
+    of its points, as fedit sweep runs it.
     """
     settings = read_job(job, overrides or [], flags)
+    if settings.sweep:
+        run_points(job, overrides or [], flags, out, as_json=as_json)
+        return
     folder = out or Path("studies") / (Path(job).stem if job and "=" not in job else "study")
     console = Console(stderr=as_json)
     from fedit.cli.live import live

@@ -1,7 +1,7 @@
 """``fedit sweep``: every combination of some settings' values, with seeds and intervals."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -50,12 +50,26 @@ def sweep(
     wrong is named at once. Interrupted, the same command goes on where it was. Ends with summary.json, report.html
     and figures in the folder.
     """
+    run_points(job, overrides or [], flags, out, seeds, parallel, check, as_json)
+
+
+def run_points(
+    job: str | None,
+    overrides: Sequence[str],
+    flags: Mapping[str, object],
+    out: Path | None,
+    seeds: str | None = None,
+    parallel: int | None = None,
+    check: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Check all points of a sweep, train them and print what came of it."""
     from fedit.settings import parse_value
     from fedit.sweep.plan import check as check_points
     from fedit.sweep.plan import plan
 
     chosen = None if seeds is None else parse_value(f"[{seeds}]" if "," in seeds else seeds)
-    points = plan(job, overrides or [], flags, seeds=cast("Any", chosen))
+    points = plan(job, overrides, flags, seeds=cast("Any", chosen))
     folder = out or Path("sweeps") / (Path(job).stem if job and "=" not in job else "sweep")
     console = Console(stderr=as_json)
     if check:

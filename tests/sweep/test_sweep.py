@@ -235,3 +235,20 @@ def test_the_command_prints_json_and_checks_without_training(job, tmp_path, caps
     assert left.value.code == 2
     assert "lora_r is 0" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_study_of_a_job_with_a_sweep_is_the_sweep(job, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from fedit.cli import app
+
+    asked = []
+
+    def run_sweep(points, folder, **_):
+        asked.append(([point.name for point in points.points], folder))
+        return {"points": [], "seeds": [0], "best": ""}
+
+    monkeypatch.setattr("fedit.sweep.run.run_sweep", run_sweep)
+    done = CliRunner().invoke(app, ["study", str(job), "--out", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert asked == [(["learning_rate=1e-3", "learning_rate=2e-2"], tmp_path / "out")]
