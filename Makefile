@@ -53,9 +53,9 @@ demo: setup
 test: setup
 	$(PYTEST) -n auto --dist worksteal
 
-# Two files at a time: deployments wait more than they compute.
+# Two files at a time, and single documents: deployments wait more than they compute.
 test-slow: setup
-	$(PYTEST) -m slow -n 2 --dist loadfile
+	$(PYTEST) -m slow -n 2 --dist loadgroup
 
 # The checks by which a deployment is accepted, a line each; a few minutes.
 test-deploy: setup
