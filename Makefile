@@ -55,7 +55,7 @@ test: setup
 
 # Two files at a time, and single documents: deployments wait more than they compute.
 test-slow: setup
-	$(PYTEST) -m slow -n 2 --dist loadgroup
+	$(PYTEST) -m slow -n 2 --dist loadfile
 
 # The checks by which a deployment is accepted, a line each; a few minutes.
 test-deploy: setup

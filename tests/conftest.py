@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
+from xdist.scheduler import LoadFileScheduling
 
 from fedit import settings
 from fedit.config import RunConfig
@@ -30,12 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::FutureWarning:transformers")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep slow tests of a file together, which share what is expensive; documents share nothing."""
-    for item in items:
-        if item.path.name != "test_commands.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+class FilesAndDocuments(LoadFileScheduling):
+    """Tests of a file go to one process, since they share what is expensive; documents share nothing."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "test_commands.py" in nodeid else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
+    """Return who deals tests to processes with `--dist loadfile`."""
+    return FilesAndDocuments(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

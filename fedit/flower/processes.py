@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from fedit.errors import ConfigError
 from fedit.flower.children import Child, Kept
-from fedit.flower.environment import child_environment, program
+from fedit.flower.environment import child_environment, messenger_environment, program
 from fedit.flower.journal import Journal
 from fedit.flower.layout import Deployment, Site, join_address
 
@@ -40,7 +40,7 @@ def superlink(deployment: Deployment, host: str, port: int) -> Child:
             "--enable-supernode-auth",
         ]
     )
-    environment = child_environment(state / HOME)
+    environment = messenger_environment(state / HOME)
     command = [
         program("flower-superlink", environment),
         *("--host", host, "--port", str(port)),
@@ -75,7 +75,7 @@ def supernode(site: Site, port: int) -> Child:
             *("--auth-supernode-private-key", str(site.node_key)),
         ]
     )
-    environment = child_environment(state / HOME)
+    environment = messenger_environment(state / HOME)
     command = [
         program("flower-supernode", environment),
         *("--superlink", site.server),
@@ -185,7 +185,7 @@ def own_address(host: str, port: int) -> str:
 
 
 def _executor(state: Path, address: str, safety: list[str]) -> Child:
-    environment = child_environment(state / HOME)
+    environment = messenger_environment(state / HOME)
     command = [
         program("flower-superexec", environment),
         *("--runtime-api-address", address),

@@ -21,7 +21,7 @@ from fedit.errors import ConfigError, RunFolderError
 from fedit.files import read_json
 from fedit.flower import children, connection, control, printed
 from fedit.flower.children import Child, Kept, born, end_leftovers, remembered
-from fedit.flower.environment import SWITCHES, child_environment
+from fedit.flower.environment import MEMORY, SWITCHES, child_environment, messenger_environment
 from fedit.flower.init import create
 from fedit.flower.layout import Deployment, Site
 from fedit.flower.processes import check_port, free_port, only_supervisor, worker_socket
@@ -41,6 +41,8 @@ SLEEPER = "import time, pathlib, os; pathlib.Path({path!r}).write_text(str(os.ge
 def test_children_find_flower_quiet_and_at_home_in_the_folder(tmp_path: Path) -> None:
     environment = child_environment(tmp_path / "flwr")
     assert {name: environment[name] for name in SWITCHES} == SWITCHES
+    assert not set(MEMORY) & set(environment)  # what trains keeps its memory at hand
+    assert messenger_environment(tmp_path / "flwr") == {**MEMORY, **environment}
     assert environment["FLWR_HOME"] == str(tmp_path / "flwr")
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
