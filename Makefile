@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(BIN)/python -m pip install -q -c constraints.txt -e ".[$(EXTRAS)]" \
 	    $$($(BIN)/python -c "import tomllib; g=tomllib.load(open('pyproject.toml','rb'))['dependency-groups']; print(*('\"'+x.replace(' ','')+'\"' for x in g['test']+g['lint']+g['docs']))" | xargs)
 	@touch $@
+	@echo "done; put fedit on the path with: source $(BIN)/activate"
 
 demo: setup
 	@if [ -f runs/demo/run.json ] && [ ! -f runs/demo/summary.json ]; then \

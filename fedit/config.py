@@ -355,7 +355,7 @@ class RunConfig(BaseModel):
             ),
             (
                 self.partition_by is not None and self.partitioner != "natural",
-                "partition_by is read by partitioner=natural only",
+                f"partition_by is read by partitioner=natural only, and partitioner is {self.partitioner}",
             ),
             (
                 self.devices_per_client > 1 and (self.stack_clients or 1) > 1,

@@ -133,7 +133,8 @@ def refuse_taken(folder: Path) -> None:
     """
     if (folder / "run.json").exists():
         raise RunFolderError(
-            f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out."
+            f"{folder} already holds a run; go on with: fedit resume {folder}, or choose another --out. "
+            "--replace deletes the old one first."
         )
 
 

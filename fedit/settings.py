@@ -1,7 +1,7 @@
 """Reading settings: job files, ``key=value`` arguments and flags become a RunConfig; every error has a place."""
 
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, Union, get_args, get_origin
@@ -331,13 +331,26 @@ def _validate(
     try:
         return model(**repaired)
     except ValidationError as error:
-        for item in error.errors():
-            text = _problem(model, item, origins)
+        for text in _problems(model, error.errors(), origins):
             if text not in problems:
                 problems.append(text)
     except UnicodeError as error:  # half of a pair of surrogates, which YAML and JSON may hold
         problems.append(f"a setting's text is no text: {error}")
     return None
+
+
+def _problems(model: type[BaseModel], items: Sequence[ErrorDetails], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield what pydantic found wrong; of a value that fits none of several types, all that was expected."""
+    alternatives: dict[str, list[ErrorDetails]] = {}
+    for item in items:
+        several = (
+            len(item["loc"]) == 2 and item["loc"][0] in model.model_fields and item["type"] != "extra_forbidden"
+        )
+        key = f"{item['loc'][0]} {item['input']!r}" if several else str(id(item))
+        alternatives.setdefault(key, []).append(item)
+    for own in alternatives.values():
+        text = _problem(model, own[0], origins)
+        yield "; or ".join([text, *(f"{one['msg'][:1].lower()}{one['msg'][1:]}" for one in own[1:])])
 
 
 def _problem(model: type[BaseModel], item: ErrorDetails, origins: Mapping[str, str]) -> str:

@@ -156,3 +156,11 @@ def test_every_setting_is_read_by_something():
 
 def test_the_set_of_settings_grows_on_purpose():
     assert len(RunConfig.model_fields) == 100, "a setting was added or removed: say so here and run make fix"
+
+
+def test_a_value_that_fits_no_type_is_one_problem_with_all_that_was_expected():
+    with pytest.raises(ConfigError) as caught:
+        settings.load("demo", ["lora_r=abc"])
+    (line,) = str(caught.value).split("\n")
+    assert line.startswith("argument lora_r: lora_r is 'abc': input should be a valid integer")
+    assert line.endswith("; or input should be 'auto'")

@@ -59,4 +59,4 @@ def import_(
     results.print(
         f"\nWritten: {done.folder}/job.yaml, NOTES.md{''.join(f', {name}' for name in sorted(draft.files))}"
     )
-    notes().print(f"Look at it with: fedit show {done.folder}/job.yaml")
+    notes().print(f"Look at it from here, since its paths count from here: fedit show {done.folder}/job.yaml")

@@ -67,6 +67,7 @@ def run_points(
     from fedit.settings import parse_value
     from fedit.sweep.plan import check as check_points
     from fedit.sweep.plan import plan
+    from fedit.sweep.run import is_done
 
     chosen = None if seeds is None else parse_value(f"[{seeds}]" if "," in seeds else seeds)
     points = plan(job, overrides, flags, seeds=cast("Any", chosen))
@@ -74,6 +75,8 @@ def run_points(
     console = Console(stderr=as_json)
     if check:
         check_points(points.points)
+        for point in points.points:
+            is_done(point, folder)  # or the folder is another sweep's
         names = [point.name for point in points.points]
         if as_json:
             typer.echo(json.dumps({"points": names}))

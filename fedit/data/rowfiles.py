@@ -45,7 +45,9 @@ def missing(path: Path) -> str:
     if not folder.is_dir():
         return f"there is no file {path}: the folder {folder} does not exist."
     near = did_you_mean(path.name, [entry.name for entry in folder.iterdir()])
-    return f"there is no file {path}{near if near != '.' else f'; looked in {folder.resolve()}.'}"
+    if near != ".":
+        return f"there is no file {path}{near}"
+    return f"there is no file {path}; looked in {folder.resolve()}, since paths count from where the command runs."
 
 
 def _read_text(path: Path) -> str:

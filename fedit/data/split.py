@@ -163,6 +163,11 @@ def _choose(
         # A fraction is met as nearly as whole groups allow; one order of them is as good as another.
         if best and (len(best) == wanted or isinstance(amount, float)):
             return set(best)
+    if not wanted:
+        raise DataError(
+            f"{name} {amount} of {sum(len(g.rows) for g in groups)} rows is not one row; give more rows, or set "
+            f"{name} to a number of rows, or to 0."
+        )
     raise DataError(
         f"{name} {amount} asks for {wanted} of {sum(len(g.rows) for g in groups)} rows in {len(need)} parts, "
         f"and {len(best)} is the most that could be taken without parting rows of the same prompt "

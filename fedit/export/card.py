@@ -124,8 +124,8 @@ def _results(subject: Subject, run: Path) -> list[str]:
             rows += [(name, own["before"], own["after"]) for name, own in sorted(categories.items())]
         shown = [(name, f"{before:.3f}", f"{after:.3f}") for name, before, after in rows]
         parts.append(
-            f"## Results\n\nHeld-out loss on {summary.get('held_out_rows', 'some')} rows that no client had.\n\n"
-            + _table(("category", "base model", "tuned"), shown)
+            f"## Results\n\nHeld-out loss on {summary.get('held_out_rows', 'some')} rows that no client trained "
+            "on.\n\n" + _table(("category", "base model", "tuned"), shown)
         )
     privacy = summary.get("privacy")
     if isinstance(privacy, Mapping) and "epsilon" in privacy:

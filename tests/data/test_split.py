@@ -147,7 +147,7 @@ def test_prompts_that_repeat_too_often_are_an_error_with_numbers():
 
 
 def test_a_fraction_that_comes_to_no_row_is_an_error():
-    with pytest.raises(DataError, match=r"held_out 0\.1 asks for 0 of 3 rows"):
+    with pytest.raises(DataError, match=r"held_out 0\.1 of 3 rows is not one row"):
         split(corpus_of(row("a"), row("b"), row("c")), held_out=0.1, validation=0, seed=0, by_owner=False)
 
 
