@@ -15,7 +15,7 @@ PEERS := benchmarks/.venv
 PEERS_INSTALL = $(BIN)/uv pip install -q --compile-bytecode --python $(PEERS)/bin/python -c benchmarks/peers/constraints.txt
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: setup demo test test-slow test-deploy chaos check fix docs docs-check pictures dist bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
+.PHONY: setup demo test test-slow test-long test-deploy chaos check fix docs docs-check pictures dist bench bench-quick bench-cuda bench-products bench-compression bench-deploy bench-peers hooks bench-dpsgd bench-secagg fuzz sbom audit clean help
 
 help:
 	@echo "make demo        federate a small model in minutes, compare with baselines"
@@ -56,7 +56,11 @@ test: setup
 
 # Two files at a time, and single documents: deployments wait more than they compute.
 test-slow: setup
-	$(PYTEST) -m slow -n 2 --dist loadfile
+	$(PYTEST) -m "slow and not long" -n 2 --dist loadfile
+
+# What takes minutes each beyond that.
+test-long: setup
+	$(PYTEST) -m long
 
 # The checks by which a deployment is accepted, a line each; a few minutes.
 test-deploy: setup

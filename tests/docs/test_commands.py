@@ -40,11 +40,19 @@ def blocks(path: Path) -> list[Block]:
 
 
 WITH_COMMANDS = [path for path in DOCUMENTS if blocks(path)]
+LONG = {"benchmarks.md", "leakage.md", "privacy.md", "sweeps.md"}
+"""Documents of minutes, which `make docs-check` runs; what they show has slow tests of its own."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=str(path.relative_to(ROOT)), marks=pytest.mark.long if path.name in LONG else ())
+        for path in WITH_COMMANDS
+    ],
+)
 def test_commands_of_a_document_work(path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("d")  # a site's socket has to have a short path
     shutil.copytree(ROOT / "examples", folder / "examples")

@@ -44,7 +44,9 @@ print(json.dumps({{**summary, "peak": watch.peaks.everything, "processor": time.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=() if recipe == "demo" else pytest.mark.long) for recipe in RECIPES]
+)
 def test_a_plan_is_near_what_the_run_takes(recipe, tmp_path):
     job = [recipe, json.dumps([*SHORT, *RECIPES[recipe]])]
     planned = alone(_PLAN, *job)
