@@ -14,12 +14,13 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=""
 ARG EXTRAS="flower,hub,judge,parquet,privacy"
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 HF_HOME=/data/huggingface FEDIT_CACHE=/data/cache
-COPY constraints.txt /tmp/constraints.txt
+WORKDIR /install
+COPY constraints.txt ./
 # PyTorch first: whatever is installed afterwards finds it there and fetches no other.
-RUN if [ -n "$TORCH_INDEX" ]; then pip install -c /tmp/constraints.txt --index-url "$TORCH_INDEX" torch; \
-    else pip install -c /tmp/constraints.txt torch; fi
-COPY --from=build /dist /tmp/dist
-RUN pip install -c /tmp/constraints.txt "$(echo /tmp/dist/*.whl)[$EXTRAS]" && rm -r /tmp/dist \
+RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX" torch; \
+    else pip install -c constraints.txt torch; fi
+COPY --from=build /dist dist
+RUN pip install -c constraints.txt "$(echo ./dist/*.whl)[$EXTRAS]" && rm -r dist \
  && useradd --create-home --uid 1000 fedit && mkdir /data && chown fedit:fedit /data
 USER fedit
 WORKDIR /data

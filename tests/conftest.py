@@ -38,6 +38,11 @@ class FilesAndDocuments(LoadFileScheduling):
         return nodeid if "test_commands.py" in nodeid else str(super()._split_scope(nodeid))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put documents last: they are short and leave no process idle at the end."""
+    items.sort(key=lambda item: item.path.name == "test_commands.py")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
     """Return who deals tests to processes with `--dist loadfile`."""
     return FilesAndDocuments(config, log) if config.getvalue("dist") == "loadfile" else None

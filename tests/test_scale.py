@@ -78,7 +78,6 @@ def resident(tmp_path_factory, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own figures")
 def test_memory_does_not_grow_with_the_population_the_cohort_or_the_rounds(resident):

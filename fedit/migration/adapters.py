@@ -11,8 +11,8 @@ from fedit.files import new_folder
 from fedit.migration.base import Draft
 from fedit.migration.torchfile import read_torch_file
 from fedit.model.adapted import canonical_name
-from fedit.model.export import CONFIG, WEIGHTS, scale_in_config, write_adapter_files
-from fedit.reading import parse_json, shown
+from fedit.model.export import CONFIG, WEIGHTS, lora_settings, scale_in_config, write_adapter_files
+from fedit.reading import shown
 from fedit.types import Tensors
 
 BINARIES = ("adapter_model.bin", "pytorch_model.bin")
@@ -98,12 +98,7 @@ def _config_of(folder: Path) -> Mapping[str, object]:
     path = next((place / CONFIG for place in places if (place / CONFIG).is_file()), None)
     if path is None:
         raise ModelError(f"{folder} has weights, but neither there nor in the two folders above is {CONFIG}.")
-    try:
-        config = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{path} does not describe a LoRA adapter.")
+    config = lora_settings(path)
     targets = config.get("target_modules", [])
     if not isinstance(targets, str | list) or not all(isinstance(name, str) for name in targets):
         raise ModelError(f"{path} has target_modules {shown(targets)}; expected names of layers.")

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from fedit import settings
-from fedit.errors import ConfigError
-from fedit.files import write_bytes, write_text
+from fedit.errors import ConfigError, DataError
+from fedit.files import reason, write_bytes, write_text
+from fedit.reading import parse_json
 
 JOB, NOTES = "job.yaml", "NOTES.md"
 
@@ -141,3 +142,17 @@ def template_file(with_input: str, without_input: str) -> bytes:
 
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def read_content(path: Path) -> object:
+    """Return what a JSON file of another framework holds.
+
+    Raises:
+        DataError: it cannot be read, or is not JSON.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error

@@ -8,11 +8,9 @@ from pathlib import Path
 from fedit.data.examples import row_id
 from fedit.data.schemas import choose_schema
 from fedit.errors import ConfigError, DataError
-from fedit.files import reason
 from fedit.migration import openfedllm
 from fedit.migration.arguments import Arguments, complete, read_command
-from fedit.migration.base import Draft, Taken
-from fedit.reading import parse_json
+from fedit.migration.base import Draft, Taken, read_content
 
 NAME = "FedLLM-Bench"
 DEFAULTS: dict[str, object] = {
@@ -72,12 +70,7 @@ def read_split(path: Path) -> dict[str, list[Mapping[str, object]]]:
     Raises:
         DataError: the file is no such object, or a client has no rows.
     """
-    try:
-        content = parse_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    content = read_content(path)
     if isinstance(content, list):
         raise DataError(f"{path} is a list, the rows of one client alone; expected an object, client -> rows.")
     if not isinstance(content, dict) or not content:

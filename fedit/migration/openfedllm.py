@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit.errors import ConfigError, DataError
-from fedit.files import reason
 from fedit.migration.adapters import newest_round, take_adapter, weights_in
 from fedit.migration.arguments import Arguments, Command, complete, read_command
-from fedit.migration.base import Draft, Taken, template_file
-from fedit.reading import parse_json
+from fedit.migration.base import Draft, Taken, read_content, template_file
 from fedit.tracking.trackers import TRACKERS
 
 NAME = "OpenFedLLM"
@@ -150,12 +148,7 @@ def translate(draft: Draft, arguments: Arguments, clients: int) -> None:
 
 def _saved(path: Path) -> Arguments:
     """Return the arguments that OpenFedLLM wrote into its output folder; which script it was is not told there."""
-    try:
-        content = parse_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    content = read_content(path)
     match content:
         case {"script_args": dict(script), "fed_args": dict(federated)}:
             pass

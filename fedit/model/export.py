@@ -256,17 +256,27 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} is no adapter: it lacks {CONFIG} or {WEIGHTS}.")
+    config = lora_settings(path)
+    for name in _PER_LAYER:
+        if config.get(name):
+            raise ModelError(
+                f"{path} sets {name} to {config[name]}; expected plain LoRA, one rank and one alpha for all."
+            )
+    return config
+
+
+def lora_settings(path: Path) -> dict[str, object]:
+    """Return what a file of PEFT's says of a LoRA adapter, whatever kind of LoRA it is.
+
+    Raises:
+        ModelError: it cannot be read, or is about something else.
+    """
     try:
         config = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{path} does not describe a LoRA adapter.")
-    for name in _PER_LAYER:
-        if config.get(name):
-            raise ModelError(
-                f"{path} sets {name} to {config[name]}; expected plain LoRA, one rank and one alpha for all."
-            )
     return config
 
 

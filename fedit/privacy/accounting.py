@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -68,6 +68,16 @@ class Epsilon:
     def shown_rdp(self) -> str:
         """The looser figure, for people."""
         return shown(self.rdp)
+
+
+def steps_within(charge: Charge, most: int, limit: float, delta: float) -> int:
+    """Return how many steps of a mechanism spend at most ``limit``, where ``most`` spend more."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        within = epsilon_of((replace(charge, steps=middle),), delta).value <= limit
+        low, high = (middle, high) if within else (low, middle)
+    return low
 
 
 def shown(epsilon: float) -> str:

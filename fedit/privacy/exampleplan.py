@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fedit.facts import bytes_in_training
 from fedit.job import Job
-from fedit.privacy.accounting import Charge, Epsilon, epsilon_of, finite
+from fedit.privacy.accounting import Charge, Epsilon, epsilon_of, finite, steps_within
 from fedit.privacy.example import ExampleLevel
 from fedit.privacy.spending import as_dict, charge_of, undominated
 from fedit.strategies.base import Strategy
@@ -116,7 +116,11 @@ def plan_examples(job: Job, level: ExampleLevel, shapes: Sequence[tuple[int, int
         parameters,
         ratio,
         together,
-        _afforded(worst, rounds, level.limit, delta) if costs[worst].value > level.limit else None,
+        (
+            steps_within(worst, rounds * worst.steps, level.limit, delta) // worst.steps
+            if costs[worst].value > level.limit
+            else None
+        ),
         tuple(_advice(costs[worst], level, together, noise, parameters, worst.steps * job.cohort_size)),
     )
 
@@ -129,14 +133,12 @@ def _times(charge: Charge, rounds: int) -> Charge:
     return replace(charge, steps=rounds * charge.steps)
 
 
-def _afforded(charge: Charge, rounds: int, limit: float, delta: float) -> int:
-    """Return how many rounds stay within the limit."""
-    low, high = 0, rounds
-    while high - low > 1:
-        middle = (low + high) // 2
-        within = epsilon_of((_times(charge, middle),), delta).value <= limit
-        low, high = (middle, high) if within else (low, middle)
-    return low
+def excludes_little(spent: Epsilon) -> str:
+    """Return what to do about an epsilon that is too large to promise much."""
+    return (
+        f"epsilon {spent.value:.3g} excludes little: raise noise_multiplier, or give epsilon (8 or less) and "
+        "let the noise be found."
+    )
 
 
 def _advice(
@@ -144,10 +146,7 @@ def _advice(
 ) -> list[str]:
     found = []
     if spent.value > WEAK:
-        found.append(
-            f"epsilon {spent.value:.3g} excludes little: raise noise_multiplier, or give epsilon (8 or less) and "
-            "let the noise be found."
-        )
+        found.append(excludes_little(spent))
     if level.most_rounds is None:
         found.append("most_rounds says how often a client takes part at most; an epsilon then needs less noise.")
     if together > LOUD:

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 from fedit.config import RunConfig
 from fedit.errors import ConfigError, FeditError
 from fedit.facts import bytes_of_a_round
 from fedit.privacy import build_privacy
-from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon_of, finite
+from fedit.privacy.accounting import Charge, Epsilon, calibrate, epsilon_of, finite, steps_within
 from fedit.privacy.client import ClientPrivacy
 from fedit.privacy.example import ExampleLevel
-from fedit.privacy.exampleplan import LOUD, WEAK, ExamplePlan, plan_examples
+from fedit.privacy.exampleplan import LOUD, WEAK, ExamplePlan, excludes_little, plan_examples
 from fedit.privacy.setup import client_privacy, planned
 from fedit.strategies import build_strategy
 from fedit.strategies.base import Strategy
@@ -124,7 +124,7 @@ def plan_of(
         deviation,
         deviation * math.sqrt(parameters),
         ratio,
-        _afforded(charge, level.limit, delta) if spent.value > level.limit else None,
+        steps_within(charge, charge.steps, level.limit, delta) if spent.value > level.limit else None,
         tuple(_advice(config, privacy, spent, ratio, parameters, shapes, rank)),
     )
 
@@ -132,16 +132,6 @@ def plan_of(
 def _sent(strategy: Strategy, shapes: Sequence[tuple[int, int]], rank: int) -> int:
     up, _ = bytes_of_a_round(strategy, shapes, rank)
     return round(up / 4)
-
-
-def _afforded(charge: Charge, limit: float, delta: float) -> int:
-    """Return how many rounds stay within the limit."""
-    low, high = 0, charge.steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        within = epsilon_of((replace(charge, steps=middle),), delta).value <= limit
-        low, high = (middle, high) if within else (low, middle)
-    return low
 
 
 def _advice(
@@ -156,10 +146,7 @@ def _advice(
     found = []
     sampling = privacy.sampling
     if spent.value > WEAK:
-        found.append(
-            f"epsilon {spent.value:.3g} excludes little: raise noise_multiplier, or give epsilon (8 or less) and "
-            "let the noise be found."
-        )
+        found.append(excludes_little(spent))
     if sampling.kind != "poisson" or sampling.changes > 1:
         noise = cast(float, privacy.level.noise_multiplier)
         rate = min(1.0, sampling.expected / sampling.population)

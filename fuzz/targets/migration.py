@@ -137,7 +137,7 @@ TARGETS = (
     ),
     Target(
         "fedllm_bench_split",
-        ("fedit.migration.fedllm_bench",),
+        ("fedit.migration.fedllm_bench", "fedit.migration.base"),
         lambda data: _import("fedllm-bench", "split.json", data),
         lambda: [json.dumps(_SPLIT).encode(), json.dumps(_TALK).encode()],
         (UserError,),

@@ -1,7 +1,6 @@
 """The built site: no dead link, nothing fetched from elsewhere; in a browser, also narrow and without scripts."""
 
 import json
-import shutil
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from chromium import chromium
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -20,8 +20,6 @@ from docs.build import build  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-BROWSER = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-DRIVER = shutil.which("chromedriver")
 PHONE, DESKTOP = 390, 1280
 LOOKED_AT = ("index.html", "docs/how-it-works.html", "docs/cli.html", "docs/tutorials/non-iid.html")
 
@@ -94,25 +92,8 @@ def test_code_in_tables_shows_bars_and_not_their_escapes(site):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Headless Chromium that logs every request."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (group 'test')")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in (
-        "headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-quic",
-    ):  # fmt: skip
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with chromium() as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")

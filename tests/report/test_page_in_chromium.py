@@ -1,13 +1,13 @@
 """The page in a browser: nothing is asked for, nothing sticks out, everything can be read and reached."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from chromium import chromium
 from runfolders import HOSTILE, write_run
 from studyfolders import write_study
 
@@ -17,10 +17,6 @@ from fedit.study.report import study_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
 SIZES = {"desktop": 1280, "tablet": 768, "phone": 390}
 
 # The contrast of every text with the first opaque ground behind it; numbers on shades are tested with the theme.
@@ -59,25 +55,8 @@ return [...document.querySelectorAll("body *")]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Headless Chromium that logs every request."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (group 'test')")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in (
-        "headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-quic",
-    ):  # fmt: skip
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with chromium() as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module", params=["plain", "hostile", "many", "study"])

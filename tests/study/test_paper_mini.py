@@ -23,7 +23,6 @@ def test_the_recipe_is_a_job_and_a_study():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(
     not (os.environ.get("FEDIT_DATA") and DOLLY.is_file()), reason="needs FEDIT_DATA with dolly15k/dolly15k.jsonl"
