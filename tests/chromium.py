@@ -1,5 +1,6 @@
 """Headless Chromium for tests of pages."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,21 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 DRIVER = shutil.which("chromedriver")
+
+STOPPED = """
+const done = arguments[0];
+let count = 0;
+document.addEventListener("securitypolicyviolation", () => { if (++count === 2) done(count); });
+document.body.append(Object.assign(new Image(), { src: "https://evil.example/x.png" }));
+fetch("https://evil.example/").catch(() => {});
+"""
+"""Tries an image and a fetch from elsewhere; gives 2 when the page's policy stopped both."""
+
+
+def asked_for(driver) -> set[str]:
+    """Return the addresses that pages have asked for since the log was read last."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from chromium import chromium
+from chromium import STOPPED, asked_for, chromium
 from runfolders import HOSTILE, write_run
 from studyfolders import write_study
 
@@ -111,21 +111,13 @@ def test_nothing_is_asked_for_and_nothing_is_complained_about(browser, page):
     browser.get_log("performance")
     browser.get_log("browser")
     look(browser, page, 1280)
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert set(asked) == {page.as_uri()}
+    assert asked_for(browser) == {page.as_uri()}
     assert browser.get_log("browser") == []
 
 
 def test_the_policy_stops_what_would_be_asked_for(browser, page):
     look(browser, page, 1280)
-    refused = browser.execute_async_script(
-        "const done = arguments[0]; let count = 0;"
-        "document.addEventListener('securitypolicyviolation', () => { if (++count === 2) done(count); });"
-        "document.body.append(Object.assign(new Image(), { src: 'https://evil.example/x.png' }));"
-        "fetch('https://evil.example/').catch(() => {});"
-    )
-    assert refused == 2
+    assert browser.execute_async_script(STOPPED) == 2
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
