@@ -157,6 +157,8 @@ def _template_in_card(home: Path) -> str | None:
 
 
 def _nothing_found(folder: Path) -> str:
+    if (folder / "export.json").is_file():
+        return f"{folder} is an export for other programs; name the run that it was made from."
     return (
         f"{folder} holds nothing to chat with: looked for {CONFIG} and {WEIGHTS} in it and in its folder "
         "'adapter', and for a run's resolved.yaml with the states of its rounds in 'server'. Name a run folder "

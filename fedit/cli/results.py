@@ -98,10 +98,14 @@ def _print_before_after(console: Console, summary: Mapping[str, object]) -> None
     console.print(table)
 
 
+def _counted(count: object, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _print_totals(console: Console, folder: Path, summary: Mapping[str, object]) -> None:
     failed, told = summary["failed_updates"], not_heard(summary)
     console.print(
-        f"\n{summary['rounds']} rounds over {summary['clients']} clients in "
+        f"\n{_counted(summary['rounds'], 'round')} over {_counted(summary['clients'], 'client')} in "
         f"{duration(_number(summary['seconds']))}: {_number(summary['tokens']):,.0f} tokens trained, "
         f"{traffic_text(summary, 'bytes_up')} up, {traffic_text(summary, 'bytes_down')} down"
         + (f", {failed} updates rejected" if failed else "")

@@ -8,11 +8,17 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from fedit.data.manifest import Partition
+from fedit.data.templates import get_template
 from fedit.export.subject import Subject, source_of
 from fedit.model.export import public_name
+from fedit.model.loading import load_tokenizer
 from fedit.model.sources import ModelSource
 from fedit.runfolder import read_config, read_identity, read_summary
 
+_PRECISION = {
+    "auto": "bf16 where the processor multiplies in it, else fp32",
+    **{name: name for name in ("bf16", "fp32", "fp64")},
+}
 _LIMITS = """What a federation teaches is what its clients' rows say; nobody has looked at all of them. Held-out
 loss compares models on rows like these and says nothing of truth or harm. The base model's licence and limits
 apply."""
@@ -91,9 +97,9 @@ def _facts(subject: Subject, source: ModelSource) -> dict[str, object]:
     facts: dict[str, object] = {
         "base weights": _origin(source),
         "base model fingerprint": source.fingerprint,
-        "base while it was trained": f"{tuned.bits} bits" if tuned.bits != 16 else tuned.dtype,
+        "base while it was trained": f"{tuned.bits} bits" if tuned.bits != 16 else _PRECISION[tuned.dtype],
         "tuning": f"LoRA, rank {tuned.rank}, scale {tuned.scale:g}" if subject.kind == "lora" else subject.kind,
-        "prompt template": public_value(tuned.template),
+        "prompt template": public_value(_template(subject, source)),
     }
     if subject.run is None:
         return facts
@@ -108,6 +114,12 @@ def _facts(subject: Subject, source: ModelSource) -> dict[str, object]:
         facts["clients"] = f"{len(partition.clients)}, rows dealt by {config.partitioner} ({partition.hash[:12]})"
     facts["data fingerprint"] = read_identity(subject.run).get("data")
     return facts
+
+
+def _template(subject: Subject, source: ModelSource) -> str:
+    """Return the template's name, of "auto" the one that it stands for."""
+    name = subject.tuned.template
+    return get_template(name, load_tokenizer(source)).name if name == "auto" else name
 
 
 def _results(subject: Subject, run: Path) -> list[str]:

@@ -98,6 +98,7 @@ def test_nothing_of_this_machine_is_in_an_export(finished, tmp_path, to):
             assert str(run.parent).encode() not in path.read_bytes(), path
             assert str(tmp_path.parent.parent).encode() not in path.read_bytes(), path
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "| auto |" not in card
     for text in ("rows.jsonl", "ditto", "## Results", "## Settings", "| all |", "2, rows dealt by iid"):
         assert text in card
     assert json.loads((tmp_path / "out" / "export.json").read_text())["format"] == to

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from factored import MODULES, aggregate, assert_close, assert_same, federate, product, tensors, update
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import make_rows
 
@@ -181,7 +181,15 @@ def test_at_zero_the_penalty_has_no_gradient():
     assert not any(grads[n].any() for n in grads if n.endswith(".A"))
 
 
-@given(st.integers(1, 5), st.floats(0.05, 1.0), st.floats(0.3, 1.5), st.integers(1, 4))
+# In float32 a factor nearer to 1 than this is 1.
+@given(
+    st.integers(1, 5),
+    st.floats(0.05, 1.0),
+    st.floats(0.3, 1.5).filter(lambda factor: factor == 1 or abs(factor - 1) > 1e-6),
+    st.integers(1, 4),
+)
+@example(1, 0.5, 1.0, 1)
+@example(1, 0.5, 1 - 2e-6, 1)
 @settings(deadline=None, max_examples=40)
 def test_pruning_needs_a_tail_that_shrank_and_never_raises_the_rank_or_passes_the_least(
     seed, gamma, factor, min_rank
